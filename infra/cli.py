@@ -1,0 +1,63 @@
+"""`teachonce COMMAND ...`: the table of commands."""
+
+import sys
+from collections.abc import Sequence
+
+from infra.command import Command, run_command
+
+COMMANDS = {
+    "plan": Command(
+        "pipeline.estimate:run",
+        "schemas.extract_config:ExtractConfig",
+        "What an extraction would do and cost. Writes nothing.",
+    ),
+    "extract": Command(
+        "pipeline.extract:run",
+        "schemas.extract_config:ExtractConfig",
+        "Run the teachers over the images once; write, commit and snapshot their features. "
+        "Run again, it does only what is missing.",
+    ),
+    "verify": Command(
+        "pipeline.verify:run",
+        "schemas.options:VerifyOptions",
+        "Check every checksum, count and alignment of a cache.",
+        ("cache",),
+    ),
+    "train": Command(
+        "trainer.train:run",
+        "schemas.train_config:TrainConfig",
+        "Train a student from a cache. Goes on from its last checkpoint by itself.",
+    ),
+    "evaluate": Command(
+        "trainer.evaluate:run",
+        "schemas.options:EvaluateOptions",
+        "Measure a student on labelled pictures: k-NN on its CLS vector.",
+    ),
+    "bench": Command(
+        "infra.bench:run",
+        "schemas.options:BenchOptions",
+        "Measure, and append the rows with their provenance.",
+        ("what",),
+    ),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("--help", "-h"):
+        width = max(map(len, COMMANDS))
+        print("usage: teachonce COMMAND [--help] ...\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<{width}}  {command.summary}")
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        print(
+            f"teachonce: no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+    return run_command(words[0], COMMANDS[words[0]], words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""From the words of a command line to a validated configuration, and from an outcome to an exit.
+
+The configuration is read from `--config F` and overridden by any dotted key, and both go through
+one validation, so that a fault in either is reported with all the others (README, "Decisions").
+"""
+
+import importlib
+import json
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from infra.terminal import Terminal
+from schemas.errors import ConfigError, TeachonceError
+from schemas.strict import fields, parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `teachonce`. Its function is named, not imported, until it is called."""
+
+    function: str
+    """`module:name` of a function (config, terminal) -> Outcome."""
+    config: str
+    """`module:name` of the model that holds its options."""
+    summary: str
+    positional: tuple[str, ...] = ()
+    """Options that may be given without a name, in this order."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found: the JSON object's keys, and the exit status."""
+
+    result: dict[str, object] = field(default_factory=dict)
+    status: int = 0
+
+
+def run_command(name: str, command: Command, words: Sequence[str]) -> int:
+    """Parse, run, print; returns the exit status."""
+    model: type[BaseModel] = load(command.config)
+    if {"--help", "-h"} & set(words):
+        print(usage(name, command, model))
+        return 0
+    as_json = "--json" in words
+    terminal = Terminal(to_stderr=as_json)
+    try:
+        config = read_config(model, command.positional, [word for word in words if word != "--json"])
+        outcome: Outcome = load(command.function)(config, terminal)
+    except TeachonceError as error:
+        print(f"teachonce {name}: {error}", file=sys.stderr)
+        outcome = Outcome({"error": str(error)}, error.exit_status)
+    except KeyboardInterrupt:
+        print(f"teachonce {name}: stopped; what was committed stays", file=sys.stderr)
+        outcome = Outcome({"error": "interrupted"}, 130)
+    if as_json:
+        print(json.dumps(outcome.result), flush=True)
+    return outcome.status
+
+
+def load(target: str) -> Any:
+    """The object that `module:name` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def read_config(model: type[BaseModel], positional: Sequence[str], words: Sequence[str]) -> Any:
+    """A validated `model` from `--config F`, `--dotted.key value` and positional words.
+
+    Raises:
+        ConfigError: every fault of the file and of the words, in one message.
+    """
+    data: dict[str, Any] = {}
+    overrides: list[tuple[list[str], str]] = []
+    places = list(positional)
+    origin = "command line"
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            if not places:
+                raise ConfigError(f"command line: {word!r} is one word too many")
+            overrides.append(([places.pop(0)], word))
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not left:
+                raise ConfigError(f"command line: --{name} needs a value")
+            value = left.pop(0)
+        if name == "config":
+            origin, data = value, _read_yaml(value)
+        else:
+            overrides.append((name.split("."), value))
+    for path, value in overrides:
+        _override(model, data, path, value)
+    return parse(model, data, origin)
+
+
+def usage(name: str, command: Command, model: type[BaseModel]) -> str:
+    """The help text: every key with its default and meaning."""
+    words = " ".join(place.upper() for place in command.positional)
+    lines = [
+        f"usage: teachonce {name} {words + ' ' if words else ''}[--config FILE] [--json] [--KEY VALUE ...]",
+        "",
+        command.summary,
+        "",
+        "--config FILE is YAML with the keys below; a key on the command line overrides it.",
+        "--json prints one JSON object as the last line of standard output.",
+        "",
+    ]
+    for path, info in fields(model):
+        default = info.get_default(call_default_factory=True)
+        shown = "required" if default is PydanticUndefined else f"default {_yaml(default)}"
+        key = ".".join(part.upper() if part == "*" else part for part in path).replace("*", "NAME")
+        lines.append(f"  --{key.replace('_', '-')}  [{shown}]")
+        if info.description:
+            lines.append("      " + re.sub(r"\s+", " ", info.description))
+    return "\n".join(lines)
+
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"--config {path}: a mapping of keys is expected")
+    return data
+
+
+def _override(model: type[BaseModel], data: dict[str, Any], path: list[str], value: str) -> None:
+    for depth, part in enumerate(path):
+        key = part if part in data else part.replace("-", "_")
+        if depth == len(path) - 1:
+            data[key] = _value(model, path, value)
+        else:
+            inner = data.get(key)
+            data[key] = inner = dict(inner) if isinstance(inner, dict) else {}
+            data = inner
+
+
+def _value(model: type[BaseModel], path: list[str], text: str) -> Any:
+    """A word as YAML, except where the key holds text: there `007` stays `007`."""
+    for name, info in fields(model):
+        same = len(name) == len(path) and all(
+            a in ("*", b, b.replace("-", "_")) for a, b in zip(name, path, strict=True)
+        )
+        if same and info.annotation in (str, typing.Optional[str]):  # noqa: UP045
+            return None if text == "null" else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

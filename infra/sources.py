@@ -1,0 +1,200 @@
+"""Data sets of pictures: a folder, a glob, or Parquet with a column of encoded images.
+
+Both sides read them: extraction lists and reads, training reads again by key, evaluation reads
+labels too. Whatever fsspec opens works (a path, s3://, https://).
+"""
+
+import glob
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import ConfigError, ImageError
+from schemas.extract_config import Columns
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga".split()
+)
+PARQUET_BYTES_HELD = 256 << 20
+"""Decoded row groups that a Parquet source keeps for reading by key, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One picture of a source: its key, and what tells whether it has changed."""
+
+    key: str
+    size: int
+    etag: str
+    label: str | None = None
+
+
+class Source(Protocol):
+    url: str
+
+    def entries(self) -> Iterator[Entry]:
+        """Every picture once; labels where the source has them."""
+
+    def read(self, key: str) -> bytes:
+        """The encoded picture. Raises ImageError where it cannot be read."""
+
+
+def open_source(url: str, columns: Columns) -> Source:
+    """The data set at a path or URL; a local path is made absolute, so that it means the same to
+    every worker and to a later training run.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    url = url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"images {url}: {error}") from None
+    if path.lower().endswith(".parquet"):
+        return ParquetSource(url, filesystem, _existing(url, filesystem, [path]), columns)
+    if glob.has_magic(path):
+        names = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
+        if names and all(name.lower().endswith(".parquet") for name in names):
+            return ParquetSource(url, filesystem, names, columns)
+        return FolderSource(url, filesystem, _fixed_part(path), names)
+    if not filesystem.isdir(path):
+        raise ConfigError(
+            f"images {url}: no such folder; give a folder of pictures, a glob, or a .parquet file"
+        )
+    names = sorted(filesystem.glob(f"{path.rstrip('/')}/*.parquet"))
+    if names:
+        return ParquetSource(url, filesystem, names, columns)
+    return FolderSource(url, filesystem, path, None)
+
+
+class FolderSource:
+    """Files with a picture's suffix. A file's label is the name of the folder it lies in."""
+
+    def __init__(self, url: str, filesystem: Any, root: str, names: list[str] | None) -> None:
+        self.url = url
+        self._filesystem = filesystem
+        self._root = root.rstrip("/")
+        self._names = names
+
+    def entries(self) -> Iterator[Entry]:
+        found = self._filesystem.find(self._root, detail=True)
+        for name in sorted(found if self._names is None else self._names):
+            path = PurePosixPath(name)
+            if path.suffix.lower() not in SUFFIXES:
+                continue
+            info = found.get(name) or self._filesystem.info(name)
+            stamp = info.get("ETag") or info.get("etag") or info.get("mtime") or ""
+            key = name[len(self._root) :].lstrip("/")
+            yield Entry(key, int(info["size"] or 0), str(stamp), path.parent.name)
+
+    def read(self, key: str) -> bytes:
+        try:
+            return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from None
+
+
+class ParquetSource:
+    """Rows of Parquet files; an image is bytes, or a struct that has them under `bytes`."""
+
+    def __init__(self, url: str, filesystem: Any, names: list[str], columns: Columns) -> None:
+        self.url = url
+        self._filesystem = filesystem
+        self._names = names
+        self._columns = columns
+        self._places: dict[str, tuple[int, int, int]] | None = None
+        self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._lock = threading.Lock()
+
+    def entries(self) -> Iterator[Entry]:
+        for number, name in enumerate(self._names):
+            file = self._open(number)
+            present = file.schema_arrow.names
+            for column in (self._columns.image, self._columns.key):
+                if column not in present:
+                    raise ConfigError(
+                        f"images {self.url}: {name} has no column {column!r}; it has "
+                        f"{', '.join(present)}. Set images.columns"
+                    )
+            wanted = [self._columns.key, self._columns.image]
+            has_label = self._columns.label in present
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, wanted + [self._columns.label] * has_label)
+                keys = table[self._columns.key].to_pylist()
+                images = _binary(table[self._columns.image])
+                labels = table[self._columns.label].to_pylist() if has_label else None
+                for index, key in enumerate(keys):
+                    size = len(images[index].as_buffer() or b"")
+                    label = None if labels is None else str(labels[index])
+                    yield Entry(str(key), size, f"{size}", label)
+
+    def read(self, key: str) -> bytes:
+        with self._lock:
+            if self._places is None:
+                self._places = self._index()
+            if key not in self._places:
+                raise ImageError("is no longer in the data set")
+            number, group, row = self._places[key]
+            images = self._group(number, group)
+        return bytes(images[row].as_py() or b"")
+
+    def _index(self) -> dict[str, tuple[int, int, int]]:
+        places: dict[str, tuple[int, int, int]] = {}
+        for number in range(len(self._names)):
+            file = self._open(number)
+            for group in range(file.num_row_groups):
+                column = file.read_row_group(group, [self._columns.key])[self._columns.key]
+                for row, key in enumerate(column.to_pylist()):
+                    places[str(key)] = (number, group, row)
+        return places
+
+    def _group(self, number: int, group: int) -> pa.ChunkedArray:
+        place = (number, group)
+        if place not in self._groups:
+            table = self._open(number).read_row_group(group, [self._columns.image])
+            self._groups[place] = _binary(table[self._columns.image])
+            while len(self._groups) > 1 and self._bytes_held() > PARQUET_BYTES_HELD:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(place)
+        return self._groups[place]
+
+    def _bytes_held(self) -> int:
+        return sum(images.nbytes for images in self._groups.values())
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        if number not in self._files:
+            handle = self._filesystem.open(self._names[number])
+            try:
+                self._files[number] = pq.ParquetFile(handle)
+            except pa.ArrowInvalid as error:
+                raise ConfigError(f"images {self._names[number]}: {error}") from None
+        return self._files[number]
+
+
+def _binary(images: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_struct(images.type):
+        return pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
+    return images
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a glob before its first wildcard: keys are relative to it."""
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first])
+
+
+def _existing(url: str, filesystem: Any, names: list[str]) -> list[str]:
+    if not all(filesystem.isfile(name) for name in names):
+        raise ConfigError(f"images {url}: no such file")
+    return names

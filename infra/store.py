@@ -1,0 +1,186 @@
+"""The object store: six operations, and what every implementation promises.
+
+* `create` is all or nothing and create-only: of two racing writers of a key exactly one succeeds,
+  and nobody ever reads part of an object.
+* What `create` returned from is durable.
+* `keys` may lag behind other writers; a listing is a hint, never the truth.
+"""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
+
+Bytes = bytes | bytearray | memoryview
+
+
+class ObjectStore(Protocol):
+    url: str
+
+    def create(self, key: str, data: Bytes) -> None:
+        """Write an object that must not exist. Raises AlreadyExists."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises NotFound."""
+
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
+        """Bytes [start, end); fewer where the object ends before. Raises NotFound."""
+
+    def size(self, key: str) -> int:
+        """Bytes of the object. Raises NotFound."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys that begin with `prefix`, in no particular order."""
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store at a path or URL.
+
+    Raises:
+        ConfigError: a scheme that has no implementation.
+    """
+    if url.startswith("memory://"):
+        return MemoryStore.named(url)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigError(
+            f"cache {url}: this version keeps a cache in a local folder only; give a path"
+        )
+    return LocalStore(Path(url.removeprefix("file://")))
+
+
+class LocalStore:
+    """A folder. Objects are files; a file appears by an exclusive link, once it is on the disk."""
+
+    PARTIAL = ".partial"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.url = str(self.root)
+
+    def create(self, key: str, data: Bytes) -> None:
+        target = self._path(key)
+        partial = self.root / self.PARTIAL / uuid.uuid4().hex
+        try:
+            _make_folders(target.parent)
+            _make_folders(partial.parent)
+            try:
+                _write_through(partial, data)
+                os.link(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        except FileExistsError:
+            raise AlreadyExists(f"{self.url}: {key} exists already", key=key) from None
+        except OSError as error:
+            raise StoreError(f"{self.url}: writing {key} failed: {error}", key=key) from error
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except OSError as error:
+            raise self._reading_failed(key, error) from None
+
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
+        try:
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return memoryview(os.pread(descriptor, end - start, start))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._reading_failed(key, error) from None
+
+    def size(self, key: str) -> int:
+        try:
+            return self._path(key).stat().st_size
+        except OSError as error:
+            raise self._reading_failed(key, error) from None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        folder = self.root / prefix.rpartition("/")[0]
+        for path, _, names in os.walk(folder):
+            for name in names:
+                key = (Path(path) / name).relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not key.startswith(self.PARTIAL):
+                    yield key
+
+    def _path(self, key: str) -> Path:
+        if not key or key.startswith(("/", self.PARTIAL)) or ".." in key.split("/"):
+            raise StoreError(f"{self.url}: {key!r} is not a key", key=key)
+        return self.root / key
+
+    def _reading_failed(self, key: str, error: OSError) -> StoreError:
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return NotFound(f"{self.url}: no object {key}", key=key)
+        return StoreError(f"{self.url}: reading {key} failed: {error}", key=key)
+
+
+class MemoryStore:
+    """Objects in this process; for tests."""
+
+    _stores: dict[str, "MemoryStore"] = {}
+
+    def __init__(self, url: str = "memory://") -> None:
+        self.url = url
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def named(cls, url: str) -> "MemoryStore":
+        """The same store for the same URL, as a folder is the same folder."""
+        return cls._stores.setdefault(url, cls(url))
+
+    def create(self, key: str, data: Bytes) -> None:
+        with self._lock:
+            if key in self._objects:
+                raise AlreadyExists(f"{self.url}: {key} exists already", key=key)
+            self._objects[key] = bytes(data)
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise NotFound(f"{self.url}: no object {key}", key=key) from None
+
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
+        return memoryview(self.get(key))[start:end]
+
+    def size(self, key: str) -> int:
+        return len(self.get(key))
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        yield from [key for key in list(self._objects) if key.startswith(prefix)]
+
+
+def _make_folders(folder: Path) -> None:
+    """Create a folder and its parents, each of them durable in the one above."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _write_through(path: Path, data: Bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""What an extraction is asked to do."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from schemas.names import BLOCK_ROWS, Grid, Name, Precision
+from schemas.strict import StrictModel
+
+
+class Columns(StrictModel):
+    image: str = "image"
+    """Column of encoded image bytes (or a struct with a `bytes` field)."""
+    key: str = "path"
+    """Column that names the image; must be unique."""
+    label: str = "label"
+    """Column of the class, read by `evaluate` only."""
+
+
+class Images(StrictModel):
+    source: str
+    """Folder (searched recursively), glob, or Parquet file or folder; a path or any fsspec URL."""
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1)
+    """Only the first N images, in hash order."""
+
+
+class Views(StrictModel):
+    per_image: int = Field(1, ge=1, le=1024)
+    """View 0 is the whole image; the others are random resized crops."""
+    crop_scale: tuple[float, float] = (0.32, 1.0)
+    """Range of a crop's share of the image's area."""
+    flip: bool = True
+    """Mirror a crop with probability one half. View 0 never is."""
+    seed: int = Field(0, ge=0)
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("a pair 0 < low <= high <= 1 is expected")
+        return scale
+
+
+class Teacher(StrictModel):
+    library: Literal["timm"]
+    """Where the architecture comes from."""
+    model: str = Field(min_length=1)
+    """The library's name of the model."""
+    weights: str = "pretrained"
+    """`pretrained`, a path or URL of safetensors or a state dict, or `random:SEED`."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of the library's model constructor."""
+    grids: tuple[Grid, ...] | None = Field(None, min_length=1)
+    """Instead of the job's grids."""
+    precision: Precision | None = None
+    """Instead of the job's precision."""
+
+    @field_validator("weights")
+    @classmethod
+    def _seed_is_a_number(cls, weights: str) -> str:
+        if weights.startswith("random:") and not weights.removeprefix("random:").isdigit():
+            raise ValueError("random weights are written random:SEED with a whole number")
+        return weights
+
+
+class CodecChoice(StrictModel):
+    tokens: Literal["fp16"] = "fp16"
+    """How standardised patch tokens are stored."""
+
+
+class Workers(StrictModel):
+    gpus: float | Literal["auto"] = "auto"
+    """GPUs of one worker; `auto` is 1 where Ray has any, else 0."""
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Worker processes; `auto` is one a GPU, or one a CPU core where there is no GPU."""
+    batch_size: int = Field(32, ge=1)
+    """Rows in one forward. Part of a feature's bits, not of its meaning."""
+    precision: Precision = "float32"
+    """Precision of the forward; part of the fingerprint."""
+    decode_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Threads that decode ahead of the forward, in each worker."""
+
+
+def _distinct(grids: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(grids)) != len(grids):
+        raise ValueError("a grid is named twice")
+    return grids
+
+
+def _power_of_two(rows: int) -> int:
+    if rows & (rows - 1):
+        raise ValueError("a power of two is expected")
+    return rows
+
+
+class ExtractConfig(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache."""
+    images: Images
+    views: Views = Views()
+    grids: Annotated[tuple[Grid, ...], AfterValidator(_distinct)] = Field((16,), min_length=1)
+    """The pyramid: patch tokens per side. Pixels = grid x the teacher's patch."""
+    teachers: dict[Name, Teacher] = Field(min_length=1)
+    codec: CodecChoice = CodecChoice()
+    rows_per_shard: (
+        Annotated[int, Field(ge=BLOCK_ROWS), AfterValidator(_power_of_two)] | Literal["auto"]
+    ) = "auto"
+    """`auto`: the most whose tokens fit 64 MiB. Frozen when a set's generation is created."""
+    calibration_images: int = Field(512, ge=1)
+    """Images, the first in hash order, whose tokens give the mean and standard deviation."""
+    workers: Workers = Workers()
+    tolerate_bad_images: float = Field(0.01, ge=0, le=1)
+    """Share of bad rows beyond which the command ends with status 1."""
+
+    def grids_of(self, teacher: str) -> tuple[int, ...]:
+        """The grids at which a teacher is run."""
+        return self.teachers[teacher].grids or self.grids

@@ -1,0 +1,69 @@
+"""Every object key of a cache, spelled once. FORMAT.md shows the tree."""
+
+from dataclasses import dataclass
+
+CACHE = "cache.json"
+PLAN_COMMITS = "commits/plan/"
+SNAPSHOT_COMMITS = "commits/snapshots/"
+COMMITS_PER_FOLDER = 1024
+
+
+def plan_part(generation: int, part: int, attempt: str) -> str:
+    return f"plan/{generation:06d}/{part:05d}.{attempt}.parquet"
+
+
+def plan_commit(generation: int) -> str:
+    return f"{PLAN_COMMITS}{generation:06d}.json"
+
+
+def snapshot(number: int) -> str:
+    return f"snapshots/{number:06d}.parquet"
+
+
+def snapshot_commit(number: int) -> str:
+    return f"{SNAPSHOT_COMMITS}{number:06d}.json"
+
+
+def teacher(fingerprint12: str) -> str:
+    return f"teachers/{fingerprint12}/teacher.json"
+
+
+def calibration(fingerprint12: str, grid: int) -> str:
+    return f"features/{fingerprint12}/g{grid}/calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPath:
+    """One feature set: (teacher fingerprint, grid, codec)."""
+
+    fingerprint12: str
+    grid: int
+    codec: str
+    """Name and first 8 hex digits of the sha256 of codec.json, as `fp16-0a1b2c3d`."""
+
+    def __str__(self) -> str:
+        return f"features/{self.fingerprint12}/g{self.grid}/{self.codec}"
+
+    @classmethod
+    def parse(cls, text: str) -> "SetPath":
+        _, fingerprint12, grid, codec = text.split("/")
+        return cls(fingerprint12, int(grid[1:]), codec)
+
+    @property
+    def codec_json(self) -> str:
+        return f"{self}/codec.json"
+
+    def array(self, generation: int) -> str:
+        return f"{self}/{generation:06d}/tokens/zarr.json"
+
+    def tokens(self, generation: int, shard: int) -> str:
+        return f"{self}/{generation:06d}/tokens/c/{shard}/0/0"
+
+    def cls_table(self, generation: int, shard: int, attempt: str) -> str:
+        return f"{self}/{generation:06d}/cls/{shard}.{attempt}.parquet"
+
+    def commits(self, generation: int) -> str:
+        return f"commits/{self}/{generation:06d}/"
+
+    def commit(self, generation: int, shard: int) -> str:
+        return f"{self.commits(generation)}{shard // COMMITS_PER_FOLDER}/{shard}.json"

@@ -1,0 +1,17 @@
+"""Constants and small types that several schemas share."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+FORMAT_VERSION = 1
+BLOCK_ROWS = 32
+"""Rows of a block, the unit of reading and shuffling."""
+MAX_SPAN_IMAGES = 512
+PIXEL_RECIPE = 1
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+Grid = Annotated[int, Field(ge=1, le=256)]
+Precision = Literal["float32", "bfloat16", "float16"]
+ClsKind = Literal["class_token", "attention_pool", "mean", "none"]
+"""Which global vector of a teacher stands in the CLS column."""

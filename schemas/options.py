@@ -1,0 +1,43 @@
+"""Options of the commands that take no configuration file of their own."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.extract_config import Columns
+from schemas.names import Grid
+from schemas.strict import StrictModel
+
+
+class VerifyOptions(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache."""
+
+
+class EvaluateOptions(StrictModel):
+    student: str = Field(min_length=1)
+    """A run, one of its checkpoints, or `timm:NAME` for a model of timm's."""
+    data: str = Field(min_length=1)
+    """Labelled pictures: Parquet, or a folder of one folder a class. One without `train` and
+    `val` or `test` of its own is divided 80 / 20 by a hash of the key."""
+    columns: Columns = Columns()
+    grid: Grid | None = None
+    """Pictures are shown at 16 x grid pixels; by default as the student was trained."""
+    weights: str = "pretrained"
+    """Of a `timm:NAME`: `pretrained`, a path or URL, or `random:SEED`."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first N pictures of each part, in hash order."""
+    batch_size: int = Field(64, ge=1)
+
+
+class BenchOptions(StrictModel):
+    what: Literal["extract", "loader"]
+    """Which measurement."""
+    images: str | None = None
+    """Pictures to measure with; by default those of the quickstart."""
+    rows: int = Field(2048, ge=64)
+    """Rows of the synthetic cache that `loader` reads."""
+    repeats: int = Field(3, ge=1)
+    """Every figure is the median of this many runs, interleaved."""
+    out: str = "tests/benchmarks/results"
+    """Folder of the result files that rows are appended to."""

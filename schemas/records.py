@@ -1,0 +1,148 @@
+"""The sealed records of a cache: what FORMAT.md describes, as types."""
+
+from pydantic import Field
+
+from schemas.extract_config import Columns, Views
+from schemas.names import BLOCK_ROWS, FORMAT_VERSION, PIXEL_RECIPE, ClsKind, Precision
+from schemas.strict import StrictModel
+
+
+class CacheRecord(StrictModel):
+    """`cache.json`: written first, never changed."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    block_rows: int = BLOCK_ROWS
+    window_blocks: int = Field(ge=1)
+    """Blocks whose rows the training order mixes with one another."""
+    order_key: str
+    """Hex key of the keyed hash that orders images and shuffles blocks."""
+    pixel_recipe: int = PIXEL_RECIPE
+
+
+class ObjectRecord(StrictModel):
+    """One object that a commit names."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+class PlanCommit(StrictModel):
+    """Makes a generation of the plan exist."""
+
+    generation: int
+    first_row: int
+    images: int
+    views: Views
+    span_images: int
+    source: str
+    """Where the images lay."""
+    columns: Columns
+    parts: tuple[ObjectRecord, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.images * self.views.per_image
+
+
+class TeacherRecord(StrictModel):
+    """`teachers/<fp12>/teacher.json`: who spoke."""
+
+    fingerprint: str
+    library: str
+    model: str
+    arguments_json: str
+    """Further constructor arguments, as JSON."""
+    tensors_sha256: str
+    """Of the names, types, shapes and bytes of the tensors that were really loaded."""
+    pixel_recipe: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    precision: Precision
+    patch_pixels: int
+    """Pixels along one side of what one token covers."""
+    patch_width: int
+    """Channels of a patch token."""
+    cls_width: int | None
+    """Channels of the CLS vector; none where the teacher has none."""
+    cls_kind: ClsKind
+    weights: str
+    """What the configuration called the weights; not part of the fingerprint."""
+    versions: dict[str, str]
+    """Libraries and device that were used first; not part of the fingerprint."""
+
+
+class Moments(StrictModel):
+    """Per-channel statistics in float64."""
+
+    count: int
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+
+
+class Calibration(StrictModel):
+    """What was measured of one teacher at one grid, before any codec is chosen."""
+
+    images: int
+    rows: int
+    tokens: Moments
+    cls: Moments | None
+
+
+class Affine(StrictModel):
+    """raw = mean + std x stored, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class CodecRecord(StrictModel):
+    """`codec.json`: all that is needed to decode; a pure function of a calibration and a choice."""
+
+    tokens_codec: str
+    tokens: Affine
+    cls: Affine | None
+    calibration_images: int
+    calibration_rows: int
+
+
+class ShardError(StrictModel):
+    """What storing cost, on standardised tokens of the shard's good rows."""
+
+    cosine_mean: float | None
+    cosine_min: float | None
+    relative_rms: float | None
+
+
+class ShardCommit(StrictModel):
+    """Makes a shard exist."""
+
+    set: str
+    generation: int
+    shard: int
+    first_row: int
+    """Within the generation."""
+    rows: int
+    ok: int
+    bad: int
+    tokens: ObjectRecord
+    cls: ObjectRecord
+    codec_sha256: str
+    attempt: str
+    """Of the worker that wrote it."""
+    error: ShardError
+
+
+class SnapshotCommit(StrictModel):
+    """Makes a snapshot exist: its parent's shards and those its own table adds."""
+
+    number: int
+    parent: int | None
+    generations: int
+    """Plan generations that existed."""
+    shards: int
+    """Shards of this snapshot, its parents' included."""
+    teachers: dict[str, str]
+    """For each teacher's name the one fingerprint (12 hex digits) that it means here."""
+    table: ObjectRecord

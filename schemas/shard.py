@@ -1,0 +1,116 @@
+"""One shard of patch tokens as a Zarr v3 `sharding_indexed` object, to the byte.
+
+    index   rows x (offset u64, length u64), little-endian; both 2^64 - 1 where a row has no chunk
+            crc32c of the index, u32
+    chunks  one row each: tokens x channels float16, little-endian, C order; crc32c of them, u32
+
+The index stands first, so that one ranged read at a known offset brings it. Written by hand rather
+than through zarr-python because a shard must be one create-only put of bytes known beforehand, and
+because a general reader answers a missing row with the fill value; ours must not. zarr-python and
+tensorstore read the same bytes (tests/contract).
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from schemas.errors import DamageError
+
+ENTRY_BYTES = 16
+CRC_BYTES = 4
+_ABSENT = np.uint64(2**64 - 1)
+
+HalfRows = npt.NDArray[np.float16]
+
+
+def array_metadata(rows: int, tokens: int, channels: int, rows_per_shard: int) -> bytes:
+    """`zarr.json` of a set's generation: a pure function of its shape and frozen shard size."""
+    endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    checksum = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": [1, tokens, channels],
+        "codecs": [endian, checksum],
+        "index_codecs": [endian, checksum],
+        "index_location": "start",
+    }
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, tokens, channels],
+        "data_type": "float16",
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [rows_per_shard, tokens, channels]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN",
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {},
+        "dimension_names": ["row", "token", "channel"],
+    }
+    return json.dumps(metadata, indent=1).encode()
+
+
+def rows_per_shard_of(metadata: bytes) -> int:
+    """The frozen shard size that a `zarr.json` states."""
+    return int(json.loads(metadata)["chunk_grid"]["configuration"]["chunk_shape"][0])
+
+
+def index_bytes(rows_per_shard: int) -> int:
+    return ENTRY_BYTES * rows_per_shard + CRC_BYTES
+
+
+def encode(rows: HalfRows, present: Sequence[bool], rows_per_shard: int) -> bytearray:
+    """Encode `rows` [n <= rows_per_shard, tokens, channels]; a row not `present` gets no chunk."""
+    body_bytes = rows[0].nbytes
+    start = index_bytes(rows_per_shard)
+    chunk_bytes = body_bytes + CRC_BYTES
+    data = bytearray(start + chunk_bytes * sum(present))
+    index = np.full((rows_per_shard, 2), _ABSENT, dtype="<u8")
+    chunks = np.frombuffer(data, np.uint8)[start:].reshape(-1, chunk_bytes)
+    little = np.ascontiguousarray(rows, dtype="<f2")
+    for slot, row in enumerate(np.flatnonzero(present)):
+        body = little[row].reshape(-1).view(np.uint8)
+        chunks[slot, :body_bytes] = body
+        chunks[slot, body_bytes:] = np.frombuffer(_crc(body), np.uint8)
+        index[row] = start + slot * chunk_bytes, chunk_bytes
+    packed = index.tobytes()
+    data[:start] = packed + _crc(packed)
+    return data
+
+
+def decode_index(data: bytes | memoryview, key: str, rows_per_shard: int) -> npt.NDArray[np.uint64]:
+    """The index [rows_per_shard, (offset, length)] from an object's first `index_bytes`.
+
+    Raises:
+        DamageError: the index is short or does not match its checksum.
+    """
+    size = index_bytes(rows_per_shard)
+    body, stored = data[: size - CRC_BYTES], data[size - CRC_BYTES : size]
+    if len(data) < size or _crc(body) != bytes(stored):
+        raise DamageError(f"{key}: the shard's index is damaged", key=key)
+    return np.frombuffer(body, "<u8").reshape(-1, 2)
+
+
+def is_absent(index: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which rows of an index have no chunk."""
+    return np.asarray(index[:, 1] == _ABSENT)
+
+
+def check_chunk(chunk: memoryview, key: str, row: int) -> memoryview:
+    """The body of one row's chunk, after its checksum.
+
+    Raises:
+        DamageError: the chunk is short or altered.
+    """
+    body, stored = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
+    if len(chunk) <= CRC_BYTES or _crc(body) != bytes(stored):
+        raise DamageError(f"{key}: row {row} of the shard is damaged", key=key, row=row)
+    return body
+
+
+def _crc(data: bytes | memoryview | npt.NDArray[np.uint8]) -> bytes:
+    return int(crc32c(data)).to_bytes(CRC_BYTES, "little")

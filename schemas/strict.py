@@ -1,0 +1,85 @@
+"""The base of every configuration and record, and the one place that words a validation fault."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from schemas.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """Frozen; unknown keys are refused; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], data: object, origin: str) -> Model:
+    """Validate `data`, read from `origin`, as a `model`.
+
+    Raises:
+        ConfigError: lists every fault with its dotted name and, for an unknown key, the nearest
+            valid one.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        faults = [_fault(model, detail) for detail in error.errors()]
+    count = f"{len(faults)} error" + ("s" if len(faults) > 1 else "")
+    raise ConfigError("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in faults)]))
+
+
+def _fault(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
+    path = [str(part) for part in detail["loc"]]
+    name = ".".join(path) or "(whole file)"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _siblings(model, path), n=1, cutoff=0.5)
+        hint = f" (did you mean {'.'.join([*path[:-1], near[0]])}?)" if near else ""
+        return f"{name}: unknown key{hint}"
+    if detail["type"] == "missing":
+        return f"{name}: missing; it has no default"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}; found {detail['input']!r}"
+
+
+def _siblings(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Valid names at the place of the last part of `path`."""
+    depth = len(path) - 1
+    return [
+        name[depth]
+        for name, _ in fields(model)
+        if len(name) > depth and all(a in (b, "*") for a, b in zip(name, path[:-1]))
+    ]
+
+
+def fields(
+    model: type[BaseModel], prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every leaf of a configuration as (path, field); an open mapping's keys appear as `*`."""
+    for name, field in model.model_fields.items():
+        inner, star = _inner_model(field.annotation)
+        if inner is None:
+            yield (*prefix, name), field
+        else:
+            yield from fields(inner, (*prefix, name, *star))
+
+
+def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, tuple[str, ...]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, ()
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict and issubclass(arguments[1], BaseModel):
+        return arguments[1], ("*",)
+    return None, ()

@@ -1,0 +1,87 @@
+"""Arrow schemas of the Parquet tables in a cache, and how they are written and read."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import DamageError
+
+ROWS_PER_PLAN_PART = 1 << 20
+OK = "ok"
+BAD = "bad"
+
+PLAN = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        # Uniform draws in [0, 1); null for view 0, which is the whole image.
+        pa.field("draw_scale", pa.float64()),
+        pa.field("draw_ratio", pa.float64()),
+        pa.field("draw_x", pa.float64()),
+        pa.field("draw_y", pa.float64()),
+        pa.field("draw_flip", pa.float64()),
+    ]
+)
+
+SNAPSHOT = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("ok", pa.int32(), nullable=False),
+        pa.field("bad", pa.int32(), nullable=False),
+        pa.field("tokens_key", pa.string(), nullable=False),
+        pa.field("tokens_size", pa.int64(), nullable=False),
+        pa.field("tokens_sha256", pa.string(), nullable=False),
+        pa.field("cls_key", pa.string(), nullable=False),
+        pa.field("cls_size", pa.int64(), nullable=False),
+        pa.field("cls_sha256", pa.string(), nullable=False),
+        pa.field("commit_sha256", pa.string(), nullable=False),
+    ]
+)
+
+
+def cls_schema(cls_width: int | None) -> pa.Schema:
+    """One row of a shard: what became of it, and its CLS vector (fp16, standardised)."""
+    fields = [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("image_sha256", pa.binary(32)),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("pixels_sha256", pa.binary(32)),
+        pa.field("relative_rms", pa.float32()),
+    ]
+    if cls_width is not None:
+        fields.append(pa.field("cls", pa.list_(pa.float16(), cls_width)))
+    return pa.schema(fields)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Parquet with a checksum on every page."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, key: str, schema: pa.Schema) -> pa.Table:
+    """Read the table found at `key`, checking every page.
+
+    Raises:
+        DamageError: a page is damaged, or the columns are not those of `schema`.
+    """
+    try:
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DamageError(f"{key}: not readable as Parquet: {error}", key=key) from None
+    if not table.schema.equals(schema):
+        raise DamageError(f"{key}: its columns are not those of this format", key=key)
+    return table
