@@ -1,0 +1,1 @@
+"""Images to features on the store: plan, calibrate, extract, commit, snapshot, verify."""

@@ -34,7 +34,9 @@ def _affine(moments: Moments) -> Affine:
     mean = np.asarray(moments.mean, np.float64)
     std = np.sqrt(np.asarray(moments.variance, np.float64))
     rms = np.sqrt(np.mean(mean**2 + std**2)) if len(mean) else 0.0
-    std = np.where(std <= CONSTANT_CHANNEL * rms, 1.0, std)
+    # What is not a normal float32 would be stored as zero, or divide into infinity.
+    smallest = max(CONSTANT_CHANNEL * rms, float(np.finfo(np.float32).tiny))
+    std = np.where(std <= smallest, 1.0, std)
     return Affine(
         mean=tuple(mean.astype(np.float32).tolist()), std=tuple(std.astype(np.float32).tolist())
     )

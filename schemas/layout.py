@@ -16,8 +16,8 @@ def plan_commit(generation: int) -> str:
     return f"{PLAN_COMMITS}{generation:06d}.json"
 
 
-def snapshot(number: int) -> str:
-    return f"snapshots/{number:06d}.parquet"
+def snapshot(number: int, attempt: str) -> str:
+    return f"snapshots/{number:06d}.{attempt}.parquet"
 
 
 def snapshot_commit(number: int) -> str:

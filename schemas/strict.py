@@ -2,7 +2,7 @@
 
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,22 +36,47 @@ def parse(model: type[Model], data: object, origin: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(model, detail) for detail in error.errors()]
+        faults = _faults(model, error)
     count = f"{len(faults)} error" + ("s" if len(faults) > 1 else "")
     raise ConfigError("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in faults)]))
 
 
-def _fault(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
-    path = [str(part) for part in detail["loc"]]
-    name = ".".join(path) or "(whole file)"
+def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """One line for each key; what each alternative of its type expected stands in that line."""
+    expected: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for detail in error.errors():
+        path = _own_names(model, detail["loc"])
+        name = ".".join(path) or "(whole file)"
+        expected.setdefault(name, []).append(_expected(model, path, detail))
+        if detail["type"] not in ("extra_forbidden", "missing"):
+            found.setdefault(name, f"; found {detail['input']!r}")
+    return [f"{name}: {' or '.join(texts)}{found.get(name, '')}" for name, texts in expected.items()]
+
+
+def _expected(model: type[BaseModel], path: list[str], detail: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], _siblings(model, path), n=1, cutoff=0.5)
         hint = f" (did you mean {'.'.join([*path[:-1], near[0]])}?)" if near else ""
-        return f"{name}: unknown key{hint}"
+        return f"unknown key{hint}"
     if detail["type"] == "missing":
-        return f"{name}: missing; it has no default"
+        return "missing; it has no default"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}; found {detail['input']!r}"
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _own_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """A fault's location without what pydantic calls the alternatives of a leaf's type."""
+    path = [str(part) for part in location]
+    for leaf, _ in fields(model):
+        depth = len(leaf)
+        if _matches(leaf, path[:depth]) and any(isinstance(p, str) for p in location[depth:]):
+            return path[:depth]
+    return path
+
+
+def _matches(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    return len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path))
 
 
 def _siblings(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -60,7 +85,7 @@ def _siblings(model: type[BaseModel], path: list[str]) -> list[str]:
     return [
         name[depth]
         for name, _ in fields(model)
-        if len(name) > depth and all(a in (b, "*") for a, b in zip(name, path[:-1]))
+        if len(name) > depth and _matches(name[:depth], path[:-1])
     ]
 
 

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 from schemas.errors import DamageError
 
 ROWS_PER_PLAN_PART = 1 << 20
+ROWS_PER_PLAN_GROUP = 1 << 11
+"""Rows of a Parquet row group of the plan: what a reader of a few rows has to read."""
 OK = "ok"
 BAD = "bad"
 
@@ -68,7 +70,13 @@ def cls_schema(cls_width: int | None) -> pa.Schema:
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet with a checksum on every page."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=ROWS_PER_PLAN_GROUP,
+        write_page_checksum=True,
+    )
     return sink.getvalue()
 
 

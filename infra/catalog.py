@@ -1,0 +1,207 @@
+"""What a cache says of itself: its constants, its plan, its snapshots. Read by both sides.
+
+Nothing here trusts a listing: a generation or a snapshot exists if and only if its record does.
+"""
+
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.store import ObjectStore
+from schemas import layout, tables
+from schemas.errors import CacheError, DamageError, NotFound
+from schemas.names import FORMAT_VERSION
+from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit
+from schemas.sealed import digest, unseal
+
+ROW_GROUPS_HELD = 256
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A numbered, fixed set of shards."""
+
+    commit: SnapshotCommit
+    table: pa.Table
+    """One line a shard (tables.SNAPSHOT), those of its parents included."""
+
+
+class Catalog:
+    """The records of one cache.
+
+    Raises:
+        CacheError: there is no cache here, or one of another format version.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        try:
+            data = store.get(layout.CACHE)
+        except NotFound:
+            raise CacheError(f"{store.url}: no cache here (it has no {layout.CACHE})") from None
+        self._refuse_other_version(data)
+        self.record = unseal(data, CacheRecord, layout.CACHE)
+
+    def generations(self) -> list[PlanCommit]:
+        """Every generation of the plan, in order."""
+        found: list[PlanCommit] = []
+        while True:
+            key = layout.plan_commit(len(found))
+            try:
+                found.append(unseal(self.store.get(key), PlanCommit, key))
+            except NotFound:
+                return found
+
+    def latest_snapshot(self) -> int | None:
+        """The newest snapshot's number: a listing's, then probed forward."""
+        listed = [int(key[-11:-5]) for key in self.store.keys(layout.SNAPSHOT_COMMITS)]
+        number = max(listed, default=0)
+        while True:
+            try:
+                self.store.size(layout.snapshot_commit(number + 1))
+            except NotFound:
+                return number or None
+            number += 1
+
+    def snapshot_commit(self, number: int) -> SnapshotCommit:
+        key = layout.snapshot_commit(number)
+        try:
+            return unseal(self.store.get(key), SnapshotCommit, key)
+        except NotFound:
+            latest = self.latest_snapshot()
+            raise CacheError(
+                f"{self.store.url}: no snapshot {number}; "
+                + (f"the newest is {latest}" if latest else "there is none yet: run extract")
+            ) from None
+
+    def snapshot(self, number: int) -> Snapshot:
+        """A snapshot with its parents' shards. Raises CacheError, DamageError."""
+        commit = self.snapshot_commit(number)
+        parts = [self._snapshot_table(commit)]
+        parent = commit.parent
+        while parent is not None:
+            earlier = self.snapshot_commit(parent)
+            parts.append(self._snapshot_table(earlier))
+            parent = earlier.parent
+        return Snapshot(commit, pa.concat_tables(reversed(parts)))
+
+    def _snapshot_table(self, commit: SnapshotCommit) -> pa.Table:
+        data = get_checked(self.store, commit.table)
+        return tables.from_parquet(data, commit.table.key, tables.SNAPSHOT)
+
+    def _refuse_other_version(self, data: bytes) -> None:
+        try:
+            version = json.loads(data).get("format_version")
+        except (ValueError, AttributeError):
+            raise DamageError(
+                f"{self.store.url}: {layout.CACHE} is damaged", key=layout.CACHE
+            ) from None
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{self.store.url}: a cache of format version {version}, this is version "
+                f"{FORMAT_VERSION}; extract it again into a new folder"
+            )
+
+
+def get_checked(store: ObjectStore, record: ObjectRecord) -> bytes:
+    """A whole object, if it is the one its commit names.
+
+    Raises:
+        DamageError: it is missing, or its bytes are others.
+    """
+    try:
+        data = store.get(record.key)
+    except NotFound:
+        raise DamageError(f"{store.url}: {record.key} is missing", key=record.key) from None
+    if len(data) != record.size or digest(data) != record.sha256:
+        raise DamageError(
+            f"{store.url}: {record.key} is damaged: {len(data)} bytes do not match the "
+            f"{record.size} bytes and sha256 of its commit",
+            key=record.key,
+        )
+    return data
+
+
+class PlanReader:
+    """Rows of one generation's plan by range, in bounded memory however long the plan."""
+
+    def __init__(self, store: ObjectStore, commit: PlanCommit) -> None:
+        self.commit = commit
+        self._store = store
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def rows(self, first: int, count: int) -> pa.Table:
+        """Rows [first, first + count) of the generation (tables.PLAN). Raises DamageError."""
+        pieces = []
+        with self._lock:
+            while count > 0:
+                part, inside = divmod(first, tables.ROWS_PER_PLAN_PART)
+                group, offset = divmod(inside, tables.ROWS_PER_PLAN_GROUP)
+                piece = self._group(part, group).slice(offset, count)
+                if len(piece) == 0:
+                    raise DamageError(f"the plan has no row {first}", row=first)
+                pieces.append(piece)
+                first, count = first + len(piece), count - len(piece)
+        return pa.concat_tables(pieces) if pieces else tables.PLAN.empty_table()
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The whole generation, a bounded table at a time."""
+        for first in range(0, self.commit.rows, tables.ROWS_PER_PLAN_GROUP):
+            yield self.rows(first, min(tables.ROWS_PER_PLAN_GROUP, self.commit.rows - first))
+
+    def _group(self, part: int, group: int) -> pa.Table:
+        place = (part, group)
+        if place not in self._groups:
+            key = self.commit.parts[part].key
+            try:
+                self._groups[place] = self._file(part).read_row_group(group)
+            except (pa.ArrowException, OSError) as error:
+                raise DamageError(f"{key}: the plan is damaged: {error}", key=key) from None
+            if len(self._groups) > ROW_GROUPS_HELD:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(place)
+        return self._groups[place]
+
+    def _file(self, part: int) -> pq.ParquetFile:
+        if part not in self._files:
+            record = self.commit.parts[part]
+            self._files[part] = pq.ParquetFile(
+                pa.PythonFile(_RangedFile(self._store, record), mode="r"),
+                page_checksum_verification=True,
+            )
+        return self._files[part]
+
+
+class _RangedFile(io.RawIOBase):
+    """An object of the store as a file that reads only the ranges asked for."""
+
+    def __init__(self, store: ObjectStore, record: ObjectRecord) -> None:
+        self._store, self._record, self._position = store, record, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._record.size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._record.size if size < 0 else min(self._record.size, self._position + size)
+        data = bytes(self._store.get_range(self._record.key, self._position, end))
+        self._position += len(data)
+        return data

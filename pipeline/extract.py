@@ -1,0 +1,257 @@
+"""`teachonce extract`: run the teachers over the images once.
+
+Plans, calibrates, extracts what is missing, commits, snapshots. Also the script of a Ray job:
+`ray job submit --working-dir . -- python pipeline/extract.py --config F`.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path: the packages stand beside this folder, not in it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.catalog import Catalog, Snapshot, get_checked
+from infra.cli import main
+from infra.command import Outcome
+from infra.sources import Source, open_source
+from infra.store import ObjectStore, open_store
+from infra.terminal import Terminal, human_bytes
+from pipeline import sets as feature_sets
+from pipeline.job import FeatureSet, Job, SpanReport, SpanTask, TeacherTask
+from pipeline.planning import grow_plan, open_or_create_cache
+from pipeline.pool import Pool, ray_pool
+from pipeline.publish import publish
+from pipeline.teachers import load_teacher
+from schemas import tables
+from schemas.errors import ConfigError
+from schemas.extract_config import ExtractConfig
+from schemas.records import ObjectRecord, PlanCommit, TeacherRecord
+
+PoolMaker = Callable[[Job, int], AbstractContextManager[Pool]]
+BAD_SHOWN = 10
+
+
+def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
+    """The command, on Ray."""
+    return extract(config, terminal, lambda job, tasks: ray_pool(job, config.workers, tasks, terminal))
+
+
+def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) -> Outcome:
+    """An extraction whose workers come from `pool_maker`.
+
+    Raises:
+        ConfigError, CacheError, TeacherError: before any work; DamageError: an object stands in
+            the way that no commit names.
+    """
+    start = time.perf_counter()
+    store = open_store(config.cache)
+    source = open_source(config.images.source, config.images.columns)
+    teachers = describe_teachers(config, terminal)
+    catalog = open_or_create_cache(store, config)
+    generations = grow_plan(catalog, config, source, terminal)
+    if not generations:
+        terminal.warn(f"images {source.url}: no pictures found; nothing to do")
+        return Outcome(_result(Work(), None, [], start))
+    work = _Extraction(config, terminal, store, source, teachers, generations).run(pool_maker)
+    snapshot = publish(
+        catalog,
+        {task.name: task.record.fingerprint[:12] for task in teachers},
+        work.committed,
+        [commit for report in work.reports for commit in report.commits],
+    )
+    result = _result(work, snapshot, generations, start, store)
+    _summarise(config, terminal, work, result)
+    share = int(str(result["bad"])) / max(1, int(str(result["rows"])))
+    return Outcome(result, status=1 if share > config.tolerate_bad_images else 0)
+
+
+def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[TeacherTask, ...]:
+    """Load each teacher once, on the CPU, for its fingerprint."""
+    tasks = []
+    for name, teacher in config.teachers.items():
+        if teacher.weights.startswith("random:"):
+            terminal.warn(f"teacher {name} has random weights: its features mean nothing")
+        record: TeacherRecord = load_teacher(teacher, config.workers.precision, "cpu").record
+        task = TeacherTask(name, teacher, config.workers.precision, record, config.grids_of(name))
+        tasks.append(task)
+        terminal.say(
+            f"teacher      {name}  {record.fingerprint[:12]}  {teacher.model}: patch "
+            f"{record.patch_pixels} px, tokens {record.patch_width}, CLS {record.cls_width} "
+            f"({record.cls_kind}), grids {', '.join(map(str, task.grids))}"
+        )
+    by_fingerprint = {task.record.fingerprint: task.name for task in tasks}
+    for task in tasks:
+        if by_fingerprint[task.record.fingerprint] != task.name:
+            raise ConfigError(
+                f"teachers {task.name} and {by_fingerprint[task.record.fingerprint]} are the same "
+                "model with the same weights; name it once"
+            )
+    return tuple(tasks)
+
+
+@dataclass
+class Work:
+    """What an extraction did, and what stands now."""
+
+    sets: tuple[FeatureSet, ...] = ()
+    committed: list[tuple[FeatureSet, PlanCommit, set[int]]] = field(default_factory=list)
+    reports: list[SpanReport] = field(default_factory=list)
+
+
+class _Extraction:
+    """One run over what is missing."""
+
+    def __init__(
+        self,
+        config: ExtractConfig,
+        terminal: Terminal,
+        store: ObjectStore,
+        source: Source,
+        teachers: tuple[TeacherTask, ...],
+        generations: Sequence[PlanCommit],
+    ) -> None:
+        self._config, self._terminal, self._store = config, terminal, store
+        self._teachers, self._generations = teachers, generations
+        self._job = Job(
+            cache=store.url,
+            source=source.url,
+            columns=config.images.columns,
+            teachers=teachers,
+            generations=tuple(generations),
+            batch_size=config.workers.batch_size,
+            decode_threads=1,
+            forward_threads=0,
+        )
+
+    def run(self, pool_maker: PoolMaker) -> Work:
+        pairs = feature_sets.uncalibrated(self._store, self._teachers)
+        if pairs:
+            spans = -(-self._generations[0].images // self._generations[0].span_images)
+            with pool_maker(self._job, spans) as pool:
+                self._calibrate(pool, pairs)
+                work, tasks = self._find_missing()
+                self._compute(pool, work, tasks)
+            return work
+        work, tasks = self._find_missing()
+        if tasks:
+            with pool_maker(self._job, len(tasks)) as pool:
+                self._compute(pool, work, tasks)
+        return work
+
+    def _calibrate(self, pool: Pool, pairs: list[tuple[int, int]]) -> None:
+        plan = self._generations[0]
+        images = min(plan.images, self._config.calibration_images)
+        if images < 512:
+            self._terminal.warn(f"mean and std are measured on {images} images; 512 are better")
+        tasks = feature_sets.calibration_tasks(pairs, plan, images)
+        parts = {}
+        with self._terminal.progress("calibrate", images, "images") as meter:
+            for task, part in pool.run("calibrate", tasks):
+                parts[task] = part
+                meter.advance(task.images)
+        ordered = [parts[task] for task in tasks]
+        feature_sets.store_calibrations(self._store, self._teachers, pairs, images, ordered)
+
+    def _find_missing(self) -> tuple[Work, list[SpanTask]]:
+        work = Work(feature_sets.feature_sets(self._store, self._config, self._teachers))
+        tasks: list[SpanTask] = []
+        for plan in self._generations:
+            missing = []
+            for index, feature_set in enumerate(work.sets):
+                rows = feature_sets.frozen_shard_rows(
+                    self._store, feature_set, plan, self._config.rows_per_shard
+                )
+                found = feature_sets.committed_shards(self._store, feature_set, plan.generation)
+                work.committed.append((feature_set, plan, found))
+                missing += feature_sets.shard_tasks(index, rows, plan, found)
+            tasks += feature_sets.span_tasks(plan, missing)
+        return work, tasks
+
+    def _compute(self, pool: Pool, work: Work, tasks: list[SpanTask]) -> None:
+        if not tasks:
+            return
+        pool.use_sets(work.sets)
+        rows = sum(shard.rows for task in tasks for shard in task.shards)
+        with self._terminal.progress("extract", rows, "features") as meter:
+            for task, report in pool.run("process", tasks):
+                work.reports.append(report)
+                meter.advance(sum(shard.rows for shard in task.shards))
+
+
+def _result(
+    work: Work,
+    snapshot: Snapshot | None,
+    generations: Sequence[PlanCommit],
+    start: float,
+    store: ObjectStore | None = None,
+) -> dict[str, object]:
+    rows = sum(plan.rows for plan in generations)
+    bad = 0 if snapshot is None or store is None else len(_bad_rows(store, work.sets, snapshot))
+    shards = sum(len(found) for _, _, found in work.committed)
+    written = sum(report.written for report in work.reports)
+    return {
+        "rows": rows,
+        "ok": rows - bad,
+        "bad": bad,
+        "shards": shards + sum(len(report.commits) for report in work.reports),
+        "shards_written": written,
+        "shards_reused": shards + sum(report.reused for report in work.reports),
+        "teacher_forwards": sum(report.forwards for report in work.reports),
+        "bytes_written": sum(report.bytes_written for report in work.reports),
+        "seconds": round(time.perf_counter() - start, 3),
+        "snapshot": None if snapshot is None else snapshot.commit.number,
+    }
+
+
+def _bad_rows(
+    store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot
+) -> set[int]:
+    """Plan rows that are bad in any of the sets; only tables that hold some are read."""
+    paths = {str(feature_set.path): feature_set.record.cls_width for feature_set in sets}
+    bad: set[int] = set()
+    for line in snapshot.table.select(
+        ["set", "bad", "cls_key", "cls_size", "cls_sha256"]
+    ).to_pylist():
+        if line["bad"] and line["set"] in paths:
+            record = ObjectRecord(
+                key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"]
+            )
+            schema = tables.cls_schema(paths[line["set"]])
+            table = tables.from_parquet(get_checked(store, record), record.key, schema)
+            bad |= {
+                row
+                for row, status in zip(table["row"].to_pylist(), table["status"].to_pylist())
+                if status == tables.BAD
+            }
+    return bad
+
+
+def _summarise(
+    config: ExtractConfig, terminal: Terminal, work: Work, result: dict[str, object]
+) -> None:
+    bad = {key: reason for report in work.reports for key, reason in report.bad.items()}
+    for key, reason in sorted(bad.items())[:BAD_SHOWN]:
+        terminal.warn(f"{key}: {reason}")
+    if len(bad) > BAD_SHOWN:
+        terminal.warn(f"and {len(bad) - BAD_SHOWN} more bad images; their rows say why")
+    forward = sum(report.forward_seconds for report in work.reports)
+    if forward:
+        wait = sum(report.wait_seconds for report in work.reports)
+        decode = sum(report.decode_seconds for report in work.reports)
+        terminal.say(
+            f"time         forward {forward:,.1f} s, waited for pictures {wait:,.1f} s, "
+            f"decoding {decode:,.1f} thread-seconds"
+        )
+    terminal.say(
+        f"cache        {config.cache}: snapshot {result['snapshot']}, {result['ok']:,} rows ok, "
+        f"{result['bad']:,} bad; wrote {result['shards_written']:,} shards, "
+        f"{human_bytes(float(str(result['bytes_written'])))} in {result['seconds']} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(["extract", *sys.argv[1:]]))

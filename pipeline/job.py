@@ -1,0 +1,121 @@
+"""What a worker is told: everything an extraction needs, as values that travel between processes."""
+
+from dataclasses import dataclass
+
+from schemas.extract_config import Columns, Teacher
+from schemas.layout import SetPath
+from schemas.names import Precision
+from schemas.records import CodecRecord, Moments, PlanCommit, ShardCommit, TeacherRecord
+
+
+@dataclass(frozen=True)
+class TeacherTask:
+    """A teacher of this job and the grids it is run at."""
+
+    name: str
+    teacher: Teacher
+    precision: Precision
+    record: TeacherRecord
+    grids: tuple[int, ...]
+
+    def pixels(self, grid: int) -> int:
+        """Side of the square the teacher is fed for a grid."""
+        return grid * self.record.patch_pixels
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One feature set that this job writes."""
+
+    teacher: str
+    path: SetPath
+    pixels: int
+    record: TeacherRecord
+    codec: CodecRecord
+    codec_sha256: str
+
+    @property
+    def token_count(self) -> int:
+        return self.path.grid**2
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row's tokens in the shard, without its checksum."""
+        return self.token_count * self.record.patch_width * 2
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard that is missing."""
+
+    feature_set: int
+    """Index into the job's feature sets."""
+    generation: int
+    shard: int
+    first_row: int
+    rows: int
+    rows_per_shard: int
+
+
+@dataclass(frozen=True)
+class SpanTask:
+    """The unit of work: what is missing of a span."""
+
+    generation: int
+    span: int
+    shards: tuple[ShardTask, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationTask:
+    """Images of one span of the first generation to measure teachers on."""
+
+    pairs: tuple[tuple[int, int], ...]
+    """(index into Job.teachers, grid) of what is not calibrated yet."""
+    first_image: int
+    images: int
+
+
+@dataclass(frozen=True)
+class CalibrationPart:
+    """What a stretch of images contributes to one (teacher, grid)."""
+
+    rows: int
+    tokens: Moments
+    cls: Moments | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of an extraction knows from the start."""
+
+    cache: str
+    source: str
+    columns: Columns
+    teachers: tuple[TeacherTask, ...]
+    generations: tuple[PlanCommit, ...]
+    batch_size: int
+    decode_threads: int
+    forward_threads: int
+    """CPU threads of the forward; 0 leaves torch's own choice (with a GPU)."""
+
+
+@dataclass(frozen=True)
+class SpanReport:
+    """What became of a span."""
+
+    commits: tuple[ShardCommit, ...]
+    """Of every shard asked for, whoever wrote it."""
+    written: int
+    reused: int
+    """Shards that another worker or an earlier attempt turned out to have written."""
+    forwards: int
+    bytes_written: int
+    bad: dict[str, str]
+    """Key -> reason of the pictures that could not be used."""
+    decode_seconds: float
+    """Thread-seconds of reading, decoding and cropping."""
+    wait_seconds: float
+    """Wall seconds in which the forward waited for pictures."""
+    forward_seconds: float
+    write_seconds: float

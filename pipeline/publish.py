@@ -1,0 +1,98 @@
+"""Snapshots: the numbered sets of shards that a trainer pins."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from infra.catalog import Catalog, Snapshot
+from infra.store import ObjectStore
+from pipeline.job import FeatureSet
+from schemas import layout, tables
+from schemas.errors import AlreadyExists
+from schemas.layout import SetPath
+from schemas.records import ObjectRecord, PlanCommit, ShardCommit, SnapshotCommit
+from schemas.sealed import digest, seal, unseal
+
+Place = tuple[str, int, int]
+"""(set, generation, shard)."""
+
+
+def publish(
+    catalog: Catalog,
+    teachers: Mapping[str, str],
+    committed: Iterable[tuple[FeatureSet, PlanCommit, Iterable[int]]],
+    reported: Sequence[ShardCommit],
+) -> Snapshot:
+    """Add what is committed to the newest snapshot, as a new one unless nothing has changed.
+
+    Args:
+        teachers: the fingerprint (12 digits) that each teacher's name means from now on.
+        committed: for each set and generation of this job the shards known to be committed.
+        reported: commits that are at hand; others are read from the store.
+    """
+    at_hand = {(commit.set, commit.generation, commit.shard): commit for commit in reported}
+    wanted = {
+        (str(feature_set.path), plan.generation, shard)
+        for feature_set, plan, shards in committed
+        for shard in shards
+    } | set(at_hand)
+    while True:
+        number = catalog.latest_snapshot()
+        parent = None if number is None else catalog.snapshot(number)
+        known = set() if parent is None else set(places(parent.table))
+        named = {**(parent.commit.teachers if parent else {}), **teachers}
+        fresh = sorted(wanted - known)
+        if parent is not None and not fresh and named == parent.commit.teachers:
+            return parent
+        commits = [at_hand.get(place) or read_commit(catalog.store, place) for place in fresh]
+        try:
+            _write(catalog, parent, named, commits)
+        except AlreadyExists:
+            continue  # another job published meanwhile: add to its snapshot
+        return catalog.snapshot((number or 0) + 1)
+
+
+def places(table: pa.Table) -> Iterable[Place]:
+    """(set, generation, shard) of every line of a snapshot."""
+    columns = (table[name].to_pylist() for name in ("set", "generation", "shard"))
+    return zip(*columns)
+
+
+def read_commit(store: ObjectStore, place: Place) -> ShardCommit:
+    """The commit of a shard. Raises NotFound, DamageError."""
+    path, generation, shard = place
+    key = SetPath.parse(path).commit(generation, shard)
+    return unseal(store.get(key), ShardCommit, key)
+
+
+def _write(
+    catalog: Catalog, parent: Snapshot | None, teachers: dict[str, str], commits: list[ShardCommit]
+) -> None:
+    number = 1 if parent is None else parent.commit.number + 1
+    data = tables.to_parquet(_table(commits))
+    key = layout.snapshot(number, uuid.uuid4().hex[:12])
+    catalog.store.create(key, data)
+    record = SnapshotCommit(
+        number=number,
+        parent=None if parent is None else parent.commit.number,
+        generations=len(catalog.generations()),
+        shards=len(commits) + (0 if parent is None else parent.commit.shards),
+        teachers=teachers,
+        table=ObjectRecord(key=key, size=len(data), sha256=digest(data)),
+    )
+    catalog.store.create(layout.snapshot_commit(number), seal(record))
+
+
+def _table(commits: list[ShardCommit]) -> pa.Table:
+    columns: dict[str, list[object]] = {
+        name: [getattr(commit, name) for commit in commits]
+        for name in ("set", "generation", "shard", "first_row", "rows", "ok", "bad")
+    }
+    for kind in ("tokens", "cls"):
+        for name in ("key", "size", "sha256"):
+            columns[f"{kind}_{name}"] = [
+                getattr(getattr(commit, kind), name) for commit in commits
+            ]
+    columns["commit_sha256"] = [digest(seal(commit)) for commit in commits]
+    return pa.table(columns, schema=tables.SNAPSHOT)

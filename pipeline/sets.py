@@ -1,0 +1,170 @@
+"""Feature sets: what is calibrated, what exists, what is missing."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from infra.store import ObjectStore
+from pipeline.calibration import MomentsMeter
+from pipeline.job import CalibrationPart, CalibrationTask, FeatureSet, ShardTask, SpanTask, TeacherTask
+from pipeline.planning import span_of
+from schemas import layout, shard
+from schemas.codec import codec_folder, codec_record
+from schemas.errors import AlreadyExists, NotFound
+from schemas.extract_config import ExtractConfig
+from schemas.fingerprint import FINGERPRINT_DIGITS
+from schemas.names import BLOCK_ROWS
+from schemas.records import Calibration, PlanCommit
+from schemas.sealed import seal, unseal
+
+MAX_SHARD_BYTES = 64 << 20
+
+
+def uncalibrated(store: ObjectStore, teachers: Sequence[TeacherTask]) -> list[tuple[int, int]]:
+    """(index of teacher, grid) of what has no calibration yet."""
+    return [
+        (index, grid)
+        for index, teacher in enumerate(teachers)
+        for grid in teacher.grids
+        if _exists(store, layout.calibration(_fp12(teacher), grid)) is False
+    ]
+
+
+def calibration_tasks(
+    pairs: Sequence[tuple[int, int]], plan: PlanCommit, images: int
+) -> list[CalibrationTask]:
+    """The first `images` images of the plan, cut so that the sums never depend on the workers."""
+    images = min(images, plan.images)
+    return [
+        CalibrationTask(tuple(pairs), first, min(BLOCK_ROWS, images - first))
+        for first in range(0, images, BLOCK_ROWS)
+    ]
+
+
+def store_calibrations(
+    store: ObjectStore,
+    teachers: Sequence[TeacherTask],
+    pairs: Sequence[tuple[int, int]],
+    images: int,
+    parts: Sequence[list[CalibrationPart]],
+) -> None:
+    """Merge what the tasks measured, in the order of the images, and write it create-only."""
+    for place, (index, grid) in enumerate(pairs):
+        record = teachers[index].record
+        tokens = MomentsMeter(record.patch_width)
+        cls = None if record.cls_width is None else MomentsMeter(record.cls_width)
+        for part in parts:
+            tokens.merge(part[place].tokens)
+            if cls is not None and part[place].cls is not None:
+                cls.merge(part[place].cls)  # type: ignore[arg-type]
+        calibration = Calibration(
+            images=images,
+            rows=sum(part[place].rows for part in parts),
+            tokens=tokens.moments(),
+            cls=cls and cls.moments(),
+        )
+        _create(store, layout.calibration(_fp12(teachers[index]), grid), seal(calibration))
+
+
+def feature_sets(
+    store: ObjectStore, config: ExtractConfig, teachers: Sequence[TeacherTask]
+) -> tuple[FeatureSet, ...]:
+    """The job's sets; each one's teacher.json and codec.json are written if they are not there."""
+    sets = []
+    for teacher in teachers:
+        _create(store, layout.teacher(_fp12(teacher)), seal(teacher.record))
+        for grid in teacher.grids:
+            key = layout.calibration(_fp12(teacher), grid)
+            calibration = unseal(store.get(key), Calibration, key)
+            codec = codec_record(config.codec.tokens, calibration)
+            path = layout.SetPath(_fp12(teacher), grid, codec_folder(codec))
+            sealed = seal(codec)
+            _create(store, path.codec_json, sealed)
+            sets.append(
+                FeatureSet(
+                    teacher=teacher.name,
+                    path=path,
+                    pixels=teacher.pixels(grid),
+                    record=teacher.record,
+                    codec=codec,
+                    codec_sha256=hashlib.sha256(sealed).hexdigest(),
+                )
+            )
+    return tuple(sets)
+
+
+def rows_per_shard(row_bytes: int, span_images: int, asked: int | str) -> int:
+    """A power of two of rows, at least a block and at most a span's images."""
+    if isinstance(asked, int):
+        return min(asked, span_images)
+    rows = BLOCK_ROWS
+    while rows * 2 <= span_images and rows * 2 * row_bytes <= MAX_SHARD_BYTES:
+        rows *= 2
+    return rows
+
+
+def frozen_shard_rows(
+    store: ObjectStore, feature_set: FeatureSet, plan: PlanCommit, asked: int | str
+) -> int:
+    """Create the set's array for a generation, or find it; either way its shard size is frozen."""
+    key = feature_set.path.array(plan.generation)
+    rows = rows_per_shard(feature_set.row_bytes, plan.span_images, asked)
+    channels = feature_set.record.patch_width
+    metadata = shard.array_metadata(plan.rows, feature_set.token_count, channels, rows)
+    return shard.rows_per_shard_of(_create(store, key, metadata))
+
+
+def committed_shards(store: ObjectStore, feature_set: FeatureSet, generation: int) -> set[int]:
+    """Numbers of the shards that a listing shows; what it misses, the create-only put will find."""
+    prefix = feature_set.path.commits(generation)
+    return {int(key.rpartition("/")[2][:-5]) for key in store.keys(prefix) if key.endswith(".json")}
+
+
+def shard_tasks(
+    index: int, rows_of_shard: int, plan: PlanCommit, committed: set[int]
+) -> Iterator[tuple[int, ShardTask]]:
+    """(span, task) of every shard of a set's generation that is not committed."""
+    rows_of_span = plan.span_images * plan.views.per_image
+    for number in range(-(-plan.rows // rows_of_shard)):
+        if number in committed:
+            continue
+        first = number * rows_of_shard
+        task = ShardTask(
+            feature_set=index,
+            generation=plan.generation,
+            shard=number,
+            first_row=first,
+            rows=min(rows_of_shard, plan.rows - first),
+            rows_per_shard=rows_of_shard,
+        )
+        yield first // rows_of_span, task
+
+
+def span_tasks(plan: PlanCommit, tasks: Sequence[tuple[int, ShardTask]]) -> list[SpanTask]:
+    """The shards of a generation, by the span that holds them."""
+    by_span: dict[int, list[ShardTask]] = {}
+    for span, task in tasks:
+        by_span.setdefault(span, []).append(task)
+    for span, shards in by_span.items():
+        end = span_of(plan, span).first_row + span_of(plan, span).images * plan.views.per_image
+        assert all(task.first_row + task.rows <= end for task in shards)
+    return [SpanTask(plan.generation, span, tuple(by_span[span])) for span in sorted(by_span)]
+
+
+def _fp12(teacher: TeacherTask) -> str:
+    return teacher.record.fingerprint[:FINGERPRINT_DIGITS]
+
+
+def _exists(store: ObjectStore, key: str) -> bool:
+    try:
+        return store.size(key) > 0
+    except NotFound:
+        return False
+
+
+def _create(store: ObjectStore, key: str, data: bytes) -> bytes:
+    """Create an object unless it is there; returns what lies there."""
+    try:
+        store.create(key, data)
+    except AlreadyExists:
+        return store.get(key)
+    return data

@@ -1,0 +1,176 @@
+"""From features to a committed shard.
+
+Order of writing: tokens, CLS table, and last, create-only, the commit: a shard exists if and only
+if its commit does. An object left without a commit by a dead attempt is adopted when it decodes to
+the rows just computed; a commit that another writer made first wins, and this one's work is
+dropped (teachers are not bit-stable across machines, so nothing is ever compared and overwritten).
+"""
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from infra.store import ObjectStore
+from pipeline.job import FeatureSet, ShardTask
+from schemas import shard, tables
+from schemas.errors import AlreadyExists, DamageError
+from schemas.records import ObjectRecord, ShardCommit, ShardError
+from schemas.sealed import digest, seal, unseal
+
+ADOPTION_COSINE = 0.999
+
+
+@dataclass
+class RowNote:
+    """What the CLS table says of a row beside its vector."""
+
+    key: str
+    view: int
+    reason: str | None = "not computed"
+    image_sha256: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    pixels_sha256: bytes | None = None
+    relative_rms: float | None = None
+    cosine: float | None = None
+
+
+class ShardBuffer:
+    """The rows of one shard, gathered until all are there."""
+
+    def __init__(self, task: ShardTask, feature_set: FeatureSet, global_first_row: int) -> None:
+        self.task, self.set = task, feature_set
+        self._global_first_row = global_first_row
+        width = feature_set.record.patch_width
+        self._tokens = np.full((task.rows, feature_set.token_count, width), np.nan, np.float16)
+        cls_width = feature_set.record.cls_width
+        self._cls = None if cls_width is None else np.full((task.rows, cls_width), np.nan, np.float16)
+        self._notes: list[RowNote | None] = [None] * task.rows
+        self._left = task.rows
+
+    @property
+    def complete(self) -> bool:
+        return self._left == 0
+
+    def put(
+        self,
+        row: int,
+        note: RowNote,
+        tokens: npt.NDArray[np.float16] | None = None,
+        cls: npt.NDArray[np.float16] | None = None,
+    ) -> None:
+        """Take in a row of the generation; without tokens it is bad, for the note's reason."""
+        place = row - self.task.first_row
+        if self._notes[place] is None:
+            self._left -= 1
+        self._notes[place] = note
+        if tokens is not None:
+            self._tokens[place] = tokens
+            if self._cls is not None and cls is not None:
+                self._cls[place] = cls
+
+    def commit(self, store: ObjectStore) -> tuple[ShardCommit, int]:
+        """Write the shard and its commit.
+
+        Returns:
+            The commit that stands, ours or another writer's, and the bytes this call wrote; 0 if
+            the shard turned out to have been committed.
+
+        Raises:
+            DamageError: an object without a commit stands in the way and is not this shard.
+        """
+        task, path = self.task, self.set.path
+        notes = [note for note in self._notes if note is not None]
+        present = [note.reason is None for note in notes]
+        attempt = uuid.uuid4().hex[:12]
+        commit_key = path.commit(task.generation, task.shard)
+        try:
+            tokens, written = self._create_tokens(store, present)
+            table = tables.to_parquet(self._table(notes))
+            cls_key = path.cls_table(task.generation, task.shard, attempt)
+            store.create(cls_key, table)
+            commit = ShardCommit(
+                set=str(path),
+                generation=task.generation,
+                shard=task.shard,
+                first_row=task.first_row,
+                rows=task.rows,
+                ok=sum(present),
+                bad=task.rows - sum(present),
+                tokens=tokens,
+                cls=ObjectRecord(key=cls_key, size=len(table), sha256=digest(table)),
+                codec_sha256=self.set.codec_sha256,
+                attempt=attempt,
+                error=_error(notes),
+            )
+            sealed = seal(commit)
+            store.create(commit_key, sealed)
+        except AlreadyExists:
+            return unseal(store.get(commit_key), ShardCommit, commit_key), 0
+        return commit, written + len(table) + len(sealed)
+
+    def _create_tokens(self, store: ObjectStore, present: list[bool]) -> tuple[ObjectRecord, int]:
+        task = self.task
+        key = self.set.path.tokens(task.generation, task.shard)
+        data = shard.encode(self._tokens, present, task.rows_per_shard)
+        try:
+            store.create(key, data)
+        except AlreadyExists:
+            found = store.get(key)
+            self._refuse_unless_same(found, key, present)
+            return ObjectRecord(key=key, size=len(found), sha256=digest(found)), 0
+        return ObjectRecord(key=key, size=len(data), sha256=digest(data)), len(data)
+
+    def _refuse_unless_same(self, found: bytes, key: str, present: list[bool]) -> None:
+        """An object left without a commit must decode to the rows just computed."""
+        try:
+            stored = shard.decode(found, key, self._tokens.shape[1:], self.task.rows_per_shard)
+        except DamageError as error:
+            raise DamageError(
+                f"{error}; no commit names it, a dead attempt left it: remove it and run again",
+                key=key,
+            ) from None
+        mine = self._tokens[present].reshape(sum(present), -1).astype(np.float32)
+        theirs = stored[: self.task.rows][present].reshape(mine.shape).astype(np.float32)
+        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosine = (mine * theirs).sum(axis=1) / np.maximum(norms, 1e-12)
+        worst = float(cosine.min(initial=1.0))
+        if not worst >= ADOPTION_COSINE:
+            raise DamageError(
+                f"{key}: an object that no commit names stands here and holds other rows "
+                f"(cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it): remove it and run again",
+                key=key,
+            )
+
+    def _table(self, notes: list[RowNote]) -> pa.Table:
+        first = self._global_first_row + self.task.first_row
+        columns: dict[str, object] = {
+            "row": range(first, first + len(notes)),
+            "key": [note.key for note in notes],
+            "view": [note.view for note in notes],
+            "status": [tables.OK if note.reason is None else tables.BAD for note in notes],
+            "reason": [note.reason for note in notes],
+            "image_sha256": [note.image_sha256 for note in notes],
+            "width": [note.width for note in notes],
+            "height": [note.height for note in notes],
+            "pixels_sha256": [note.pixels_sha256 for note in notes],
+            "relative_rms": [note.relative_rms for note in notes],
+        }
+        width = self.set.record.cls_width
+        if width is not None and self._cls is not None:
+            flat = pa.array(self._cls.reshape(-1))
+            columns["cls"] = pa.FixedSizeListArray.from_arrays(flat, width)
+        return pa.table(columns, schema=tables.cls_schema(width))
+
+
+def _error(notes: list[RowNote]) -> ShardError:
+    cosines = [note.cosine for note in notes if note.cosine is not None]
+    rms = [note.relative_rms for note in notes if note.relative_rms is not None]
+    return ShardError(
+        cosine_mean=float(np.mean(cosines)) if cosines else None,
+        cosine_min=float(np.min(cosines)) if cosines else None,
+        relative_rms=float(np.sqrt(np.mean(np.square(rms)))) if rms else None,
+    )
