@@ -162,12 +162,12 @@ class _Extraction:
         for plan in self._generations:
             missing = []
             for index, feature_set in enumerate(work.sets):
-                rows = feature_sets.frozen_shard_rows(
+                array = feature_sets.frozen_array(
                     self._store, feature_set, plan, self._config.rows_per_shard
                 )
                 found = feature_sets.committed_shards(self._store, feature_set, plan.generation)
                 work.committed.append((feature_set, plan, found))
-                missing += feature_sets.shard_tasks(index, rows, plan, found)
+                missing += feature_sets.shard_tasks(index, array, plan, found)
             tasks += feature_sets.span_tasks(plan, missing)
         return work, tasks
 

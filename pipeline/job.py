@@ -55,6 +55,7 @@ class ShardTask:
     first_row: int
     rows: int
     rows_per_shard: int
+    array_sha256: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,18 @@ from schemas.layout import SetPath
 from schemas.records import ObjectRecord, PlanCommit, ShardCommit, SnapshotCommit
 from schemas.sealed import digest, seal, unseal
 
+SHARED_COLUMNS = (
+    "set",
+    "generation",
+    "shard",
+    "first_row",
+    "rows",
+    "ok",
+    "bad",
+    "codec_sha256",
+    "array_sha256",
+)
+"""Of a snapshot's line, as they stand in the shard's commit."""
 Place = tuple[str, int, int]
 """(set, generation, shard)."""
 
@@ -87,7 +99,7 @@ def _write(
 def _table(commits: list[ShardCommit]) -> pa.Table:
     columns: dict[str, list[object]] = {
         name: [getattr(commit, name) for commit in commits]
-        for name in ("set", "generation", "shard", "first_row", "rows", "ok", "bad")
+        for name in SHARED_COLUMNS
     }
     for kind in ("tokens", "cls"):
         for name in ("key", "size", "sha256"):

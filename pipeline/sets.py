@@ -1,6 +1,5 @@
 """Feature sets: what is calibrated, what exists, what is missing."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 from infra.store import ObjectStore
@@ -14,7 +13,7 @@ from schemas.extract_config import ExtractConfig
 from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.names import BLOCK_ROWS
 from schemas.records import Calibration, PlanCommit
-from schemas.sealed import seal, unseal
+from schemas.sealed import digest, seal, unseal
 
 MAX_SHARD_BYTES = 64 << 20
 
@@ -86,7 +85,7 @@ def feature_sets(
                     pixels=teacher.pixels(grid),
                     record=teacher.record,
                     codec=codec,
-                    codec_sha256=hashlib.sha256(sealed).hexdigest(),
+                    codec_sha256=digest(sealed),
                 )
             )
     return tuple(sets)
@@ -102,15 +101,15 @@ def rows_per_shard(row_bytes: int, span_images: int, asked: int | str) -> int:
     return rows
 
 
-def frozen_shard_rows(
+def frozen_array(
     store: ObjectStore, feature_set: FeatureSet, plan: PlanCommit, asked: int | str
-) -> int:
+) -> bytes:
     """Create the set's array for a generation, or find it; either way its shard size is frozen."""
     key = feature_set.path.array(plan.generation)
     rows = rows_per_shard(feature_set.row_bytes, plan.span_images, asked)
     channels = feature_set.record.patch_width
     metadata = shard.array_metadata(plan.rows, feature_set.token_count, channels, rows)
-    return shard.rows_per_shard_of(_create(store, key, metadata))
+    return _create(store, key, metadata)
 
 
 def committed_shards(store: ObjectStore, feature_set: FeatureSet, generation: int) -> set[int]:
@@ -120,9 +119,10 @@ def committed_shards(store: ObjectStore, feature_set: FeatureSet, generation: in
 
 
 def shard_tasks(
-    index: int, rows_of_shard: int, plan: PlanCommit, committed: set[int]
+    index: int, array: bytes, plan: PlanCommit, committed: set[int]
 ) -> Iterator[tuple[int, ShardTask]]:
     """(span, task) of every shard of a set's generation that is not committed."""
+    rows_of_shard, array_sha256 = shard.rows_per_shard_of(array), digest(array)
     rows_of_span = plan.span_images * plan.views.per_image
     for number in range(-(-plan.rows // rows_of_shard)):
         if number in committed:
@@ -135,6 +135,7 @@ def shard_tasks(
             first_row=first,
             rows=min(rows_of_shard, plan.rows - first),
             rows_per_shard=rows_of_shard,
+            array_sha256=array_sha256,
         )
         yield first // rows_of_span, task
 

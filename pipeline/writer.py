@@ -103,6 +103,7 @@ class ShardBuffer:
                 tokens=tokens,
                 cls=ObjectRecord(key=cls_key, size=len(table), sha256=digest(table)),
                 codec_sha256=self.set.codec_sha256,
+                array_sha256=task.array_sha256,
                 attempt=attempt,
                 error=_error(notes),
             )

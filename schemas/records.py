@@ -129,6 +129,9 @@ class ShardCommit(StrictModel):
     tokens: ObjectRecord
     cls: ObjectRecord
     codec_sha256: str
+    """Of codec.json."""
+    array_sha256: str
+    """Of zarr.json, which carries no checksum of its own."""
     attempt: str
     """Of the worker that wrote it."""
     error: ShardError

@@ -51,7 +51,9 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
         expected.setdefault(name, []).append(_expected(model, path, detail))
         if detail["type"] not in ("extra_forbidden", "missing"):
             found.setdefault(name, f"; found {detail['input']!r}")
-    return [f"{name}: {' or '.join(texts)}{found.get(name, '')}" for name, texts in expected.items()]
+    return [
+        f"{name}: {' or '.join(texts)}{found.get(name, '')}" for name, texts in expected.items()
+    ]
 
 
 def _expected(model: type[BaseModel], path: list[str], detail: Mapping[str, Any]) -> str:

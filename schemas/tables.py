@@ -43,6 +43,8 @@ SNAPSHOT = pa.schema(
         pa.field("cls_key", pa.string(), nullable=False),
         pa.field("cls_size", pa.int64(), nullable=False),
         pa.field("cls_sha256", pa.string(), nullable=False),
+        pa.field("codec_sha256", pa.string(), nullable=False),
+        pa.field("array_sha256", pa.string(), nullable=False),
         pa.field("commit_sha256", pa.string(), nullable=False),
     ]
 )
@@ -88,7 +90,7 @@ def from_parquet(data: bytes, key: str, schema: pa.Schema) -> pa.Table:
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DamageError(f"{key}: not readable as Parquet: {error}", key=key) from None
     if not table.schema.equals(schema):
         raise DamageError(f"{key}: its columns are not those of this format", key=key)

@@ -1,0 +1,276 @@
+"""`teachonce verify`: every checksum, count and alignment of a cache's newest snapshot."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.catalog import Catalog, PlanReader, Snapshot, get_checked
+from infra.command import Outcome
+from infra.store import ObjectStore, open_store
+from infra.terminal import Terminal
+from pipeline.publish import read_commit
+from schemas import layout, shard, tables
+from schemas.errors import DamageError, NotFound
+from schemas.layout import SetPath
+from schemas.options import VerifyOptions
+from schemas.records import (
+    Calibration,
+    CodecRecord,
+    ObjectRecord,
+    PlanCommit,
+    ShardCommit,
+    TeacherRecord,
+)
+from schemas.sealed import Record, digest, seal, unseal
+
+DAMAGE_SHOWN = 20
+REMEDY = "restore the object from a copy, or extract into a new folder"
+
+
+@dataclass
+class Findings:
+    """What was found wrong, gathered by many threads."""
+
+    missing: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    misaligned: int = 0
+    bad_rows: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def damage(self, key: str, what: str, *, missing: bool = False) -> None:
+        with self._lock:
+            (self.missing if missing else self.corrupt).append(key)
+            self.notes.append(f"{key}: {what}")
+
+    def misalign(self, key: str, rows: int, what: str) -> None:
+        with self._lock:
+            self.misaligned += rows
+            self.notes.append(f"{key}: {what}")
+
+    def mark_bad(self, rows: list[int]) -> None:
+        with self._lock:
+            self.bad_rows.update(rows)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.corrupt or self.misaligned)
+
+
+def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
+    """Raises CacheError where there is no cache of this version."""
+    store = open_store(options.cache)
+    findings = Findings()
+    try:
+        catalog = Catalog(store)
+        generations = catalog.generations()
+        number = catalog.latest_snapshot()
+        snapshot = None if number is None else catalog.snapshot(number)
+    except DamageError as error:
+        findings.damage(str(error.__dict__.get("key", options.cache)), str(error))
+        return _outcome(findings, [], None, terminal)
+    plans = [PlanReader(store, commit) for commit in generations]
+    for commit in generations:
+        for part in commit.parts:
+            _check_object(store, part, findings)
+    if snapshot is None:
+        terminal.warn("no snapshot yet: extract has not finished")
+        return _outcome(findings, generations, None, terminal)
+    lines = snapshot.table.to_pylist()
+    for path in sorted({line["set"] for line in lines}):
+        _check_set(store, SetPath.parse(path), findings)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        terminal.progress("verify", sum(line["rows"] for line in lines), "rows") as meter,
+    ):
+        checks = pool.map(lambda line: _check_shard(store, plans, line, findings), lines)
+        for line, _ in zip(lines, checks):
+            meter.advance(line["rows"])
+    return _outcome(findings, generations, snapshot, terminal)
+
+
+def _check_shard(
+    store: ObjectStore, plans: list[PlanReader], line: dict[str, Any], findings: Findings
+) -> None:
+    path = SetPath.parse(line["set"])
+    commit_key = path.commit(line["generation"], line["shard"])
+    try:
+        commit = read_commit(store, (line["set"], line["generation"], line["shard"]))
+    except NotFound:
+        findings.damage(commit_key, "the commit is missing", missing=True)
+        return
+    except DamageError as error:
+        findings.damage(commit_key, str(error))
+        return
+    if digest(seal(commit)) != line["commit_sha256"]:
+        findings.damage(commit_key, "is another commit than the snapshot names")
+    array = path.array(commit.generation)
+    try:
+        rows_per_shard = shard.rows_per_shard_of(
+            get_checked(store, ObjectRecord(key=array, size=store.size(array), sha256=commit.array_sha256))
+        )
+    except (NotFound, DamageError) as error:
+        findings.damage(array, str(error), missing=isinstance(error, NotFound))
+        return
+    tokens = _check_object(store, commit.tokens, findings)
+    table = _cls_table(store, path, commit, findings)
+    if table is not None:
+        _check_alignment(plans[commit.generation], commit, table, findings)
+    if tokens is not None:
+        _check_tokens(commit, tokens, rows_per_shard, table, findings)
+
+
+def _check_object(store: ObjectStore, record: ObjectRecord, findings: Findings) -> bytes | None:
+    try:
+        store.size(record.key)
+        return get_checked(store, record)
+    except NotFound:
+        findings.damage(record.key, "is missing", missing=True)
+    except DamageError as error:
+        findings.damage(record.key, str(error))
+    return None
+
+
+def _cls_table(
+    store: ObjectStore, path: SetPath, commit: ShardCommit, findings: Findings
+) -> pa.Table | None:
+    data = _check_object(store, commit.cls, findings)
+    if data is None:
+        return None
+    try:
+        teacher_key = layout.teacher(path.fingerprint12)
+        teacher = unseal(store.get(teacher_key), TeacherRecord, teacher_key)
+        return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
+    except NotFound:
+        return None  # counted once, with the set
+    except DamageError as error:
+        findings.damage(commit.cls.key, str(error))
+    return None
+
+
+def _check_alignment(
+    plan: PlanReader, commit: ShardCommit, table: pa.Table, findings: Findings
+) -> None:
+    try:
+        expected = plan.rows(commit.first_row, commit.rows)
+    except DamageError:
+        return  # the plan's part is counted already
+    first = plan.commit.first_row + commit.first_row
+    if len(table) != commit.rows:
+        findings.misalign(commit.cls.key, commit.rows, f"has {len(table)} rows, not {commit.rows}")
+        return
+    same = np.asarray(pc.equal(table["row"], pa.array(range(first, first + commit.rows))))
+    for name in ("key", "view"):
+        same = same & np.asarray(pc.equal(table[name], expected[name]))
+    if not same.all():
+        wrong = int((~same).sum())
+        findings.misalign(commit.cls.key, wrong, f"{wrong} rows are not those of the plan")
+    bad = np.flatnonzero(np.asarray(pc.equal(table["status"], tables.BAD)))
+    findings.mark_bad((first + bad).tolist())
+    if len(bad) != commit.bad or commit.ok + commit.bad != commit.rows:
+        findings.damage(commit.cls.key, f"has {len(bad)} bad rows, its commit says {commit.bad}")
+
+
+def _check_tokens(
+    commit: ShardCommit,
+    tokens: bytes,
+    rows_per_shard: int,
+    table: pa.Table | None,
+    findings: Findings,
+) -> None:
+    try:
+        index = shard.decode_index(tokens, commit.tokens.key, rows_per_shard)
+        absent = shard.is_absent(index)
+        view = memoryview(tokens)
+        for row in np.flatnonzero(~absent):
+            offset, length = (int(value) for value in index[row])
+            shard.check_chunk(view[offset : offset + length], commit.tokens.key, int(row))
+    except DamageError as error:
+        findings.damage(commit.tokens.key, str(error))
+        return
+    if table is not None and len(table) == commit.rows:
+        bad = np.asarray(pc.equal(table["status"], tables.BAD))
+        if not np.array_equal(absent[: commit.rows], bad) or not absent[commit.rows :].all():
+            findings.damage(commit.tokens.key, "holds other rows than its CLS table says are good")
+
+
+def _check_set(store: ObjectStore, path: SetPath, findings: Findings) -> None:
+    """The sealed records beside a set's shards."""
+    records: list[tuple[str, type[Any]]] = [
+        (layout.teacher(path.fingerprint12), TeacherRecord),
+        (layout.calibration(path.fingerprint12, path.grid), Calibration),
+        (path.codec_json, CodecRecord),
+    ]
+    for key, kind in records:
+        _check_sealed(store, key, kind, findings)
+
+
+def _check_sealed(
+    store: ObjectStore, key: str, kind: type[Record], findings: Findings
+) -> None:
+    try:
+        unseal(store.get(key), kind, key)
+    except NotFound:
+        findings.damage(key, "is missing", missing=True)
+    except DamageError as error:
+        findings.damage(key, str(error))
+
+
+def _coverage(
+    snapshot: Snapshot, generations: list[PlanCommit]
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Per set: rows it has of those planned, and the teacher's name if a name means it."""
+    planned = sum(plan.rows for plan in generations)
+    names = {fp12: name for name, fp12 in snapshot.commit.teachers.items()}
+    grouped = snapshot.table.group_by("set").aggregate([("rows", "sum")])
+    for line in grouped.sort_by("set").to_pylist():
+        path = SetPath.parse(line["set"])
+        yield (
+            line["set"],
+            {
+                "teacher": names.get(path.fingerprint12),
+                "grid": path.grid,
+                "rows": line["rows_sum"],
+                "of": planned,
+            },
+        )
+
+
+def _outcome(
+    findings: Findings,
+    generations: list[PlanCommit],
+    snapshot: Snapshot | None,
+    terminal: Terminal,
+) -> Outcome:
+    rows = sum(plan.rows for plan in generations)
+    coverage = dict(_coverage(snapshot, generations)) if snapshot else {}
+    for note in findings.notes[:DAMAGE_SHOWN]:
+        terminal.warn(note)
+    if not findings.clean:
+        terminal.warn(f"{len(findings.notes)} faults in all; {REMEDY}")
+    for path, entry in coverage.items():
+        terminal.say(f"set          {path}  {entry['teacher']}  {entry['rows']:,} of {rows:,} rows")
+    shards = 0 if snapshot is None else snapshot.commit.shards
+    terminal.say(
+        f"verified     {rows:,} rows, {shards:,} shards: {len(findings.missing)} objects missing, "
+        f"{len(findings.corrupt)} corrupt, {findings.misaligned} rows misaligned"
+    )
+    result: dict[str, object] = {
+        "rows": rows,
+        "ok": rows - len(findings.bad_rows),
+        "bad": len(findings.bad_rows),
+        "shards": shards,
+        "missing": len(findings.missing),
+        "corrupt": len(findings.corrupt),
+        "misaligned": findings.misaligned,
+        "coverage": coverage,
+        "damage": findings.notes,
+    }
+    return Outcome(result, status=0 if findings.clean else 1)

@@ -1,0 +1,301 @@
+"""The strict reader: blocks of a pinned snapshot, every byte checked, every row matched by key.
+
+Reads what the commits name and nothing else. A block of a set is one ranged read of its shard; the
+shard's index and CLS table are held for the blocks that follow. A missing or altered byte raises;
+no fill value is ever served.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.catalog import Catalog, PlanReader, get_checked
+from infra.store import ObjectStore, open_store
+from schemas import layout, shard, tables
+from schemas.errors import CacheError, ConfigError, DamageError, NotFound
+from schemas.layout import SetPath
+from schemas.names import BLOCK_ROWS
+from schemas.records import ObjectRecord, TeacherRecord
+from schemas.sealed import digest, unseal
+
+Halves = npt.NDArray[np.float16]
+HELD_SHARDS = 512
+"""Shard indices, and CLS tables, held at a time."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What a training run needs to know of a cached teacher."""
+
+    fingerprint: str
+    grid: int
+    patch_width: int
+    cls_width: int | None
+
+
+@dataclass(frozen=True)
+class SetBlock:
+    """One set's rows of a block."""
+
+    tokens: Halves
+    """[rows, tokens, patch_width], standardised; zeros in bad rows."""
+    cls: Halves | None
+    """[rows, cls_width], standardised; zeros in bad rows."""
+    ok: npt.NDArray[np.bool_]
+    image_sha256: list[bytes | None]
+    pixels_sha256: list[bytes | None]
+    pixels: int
+    """Side of the squares that `pixels_sha256` is of."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of the plan, joined over the sets by row and key."""
+
+    first_row: int
+    plan: pa.Table
+    """tables.PLAN, one line a row."""
+    sets: dict[str, SetBlock]
+    """By teacher name."""
+
+
+class CacheReader:
+    """Blocks of the sets that the named teachers mean in one snapshot.
+
+    Args:
+        teachers: name -> grid, None for the only grid there is; None for every teacher.
+
+    Raises:
+        CacheError: no cache, no such snapshot or teacher. DamageError: damaged records.
+    """
+
+    def __init__(
+        self,
+        cache: str,
+        snapshot: int | Literal["latest"] = "latest",
+        teachers: Mapping[str, int | None] | None = None,
+    ) -> None:
+        self._store = open_store(cache)
+        catalog = Catalog(self._store)
+        number = catalog.latest_snapshot() if snapshot == "latest" else snapshot
+        if number is None:
+            raise CacheError(f"{cache}: has no snapshot yet; let extract finish first")
+        pinned = catalog.snapshot(number)
+        self.record, self.snapshot = catalog.record, number
+        self.generations = catalog.generations()[: pinned.commit.generations]
+        self._plans = [PlanReader(self._store, commit) for commit in self.generations]
+        wanted = dict.fromkeys(pinned.commit.teachers) if teachers is None else teachers
+        self._sets: dict[str, _SetReader] = {}
+        for name, grid in wanted.items():
+            fp12 = pinned.commit.teachers.get(name)
+            if fp12 is None:
+                raise CacheError(
+                    f"{cache}: snapshot {number} has no teacher {name!r}; it has "
+                    f"{', '.join(sorted(pinned.commit.teachers))}"
+                )
+            path = _choose_set(pinned.table, name, fp12, grid)
+            self._sets[name] = _SetReader(self._store, path, pinned.table)
+
+    @property
+    def teachers(self) -> dict[str, TeacherInfo]:
+        return {name: reader.info for name, reader in self._sets.items()}
+
+    def covered(self, generation: int) -> npt.NDArray[np.bool_]:
+        """For each block of a generation: whether every set has it."""
+        plan = self.generations[generation]
+        blocks = -(-plan.rows // BLOCK_ROWS)
+        masks = [reader.covered(plan.generation, blocks) for reader in self._sets.values()]
+        return np.logical_and.reduce(masks)
+
+    def read_block(self, generation: int, block: int) -> Block:
+        """Read and check one block. Raises DamageError."""
+        plan = self.generations[generation]
+        first = block * BLOCK_ROWS
+        count = min(BLOCK_ROWS, plan.rows - first)
+        rows = self._plans[generation].rows(first, count)
+        sets = {
+            name: reader.read(generation, plan.first_row, first, rows)
+            for name, reader in self._sets.items()
+        }
+        return Block(plan.first_row + first, rows, sets)
+
+
+class _SetReader:
+    """One feature set within a snapshot."""
+
+    def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table) -> None:
+        self._store, self.path = store, path
+        key = layout.teacher(path.fingerprint12)
+        record = unseal(store.get(key), TeacherRecord, key)
+        self.info = TeacherInfo(
+            record.fingerprint, path.grid, record.patch_width, record.cls_width
+        )
+        self._pixels = path.grid * record.patch_pixels
+        self._schema = tables.cls_schema(record.cls_width)
+        mine = table.filter(pc.equal(table["set"], str(path)))
+        self._lines: dict[tuple[int, int], dict[str, Any]] = {
+            (line["generation"], line["shard"]): line for line in mine.to_pylist()
+        }
+        arrays = {generation: line["array_sha256"] for (generation, _), line in self._lines.items()}
+        self._shard_rows = {
+            generation: self._frozen_shard_rows(generation, sha256)
+            for generation, sha256 in arrays.items()
+        }
+        self._indices: _Held[npt.NDArray[np.uint64]] = _Held(HELD_SHARDS)
+        self._tables: _Held[pa.Table] = _Held(HELD_SHARDS)
+
+    def covered(self, generation: int, blocks: int) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(blocks, bool)
+        if generation in self._shard_rows:
+            per_shard = self._shard_rows[generation] // BLOCK_ROWS
+            for number, shard_number in self._lines:
+                if number == generation:
+                    mask[shard_number * per_shard : (shard_number + 1) * per_shard] = True
+        return mask
+
+    def read(self, generation: int, plan_first_row: int, first: int, plan: pa.Table) -> SetBlock:
+        """Rows [first, first + len(plan)) of a generation, checked against the plan's keys."""
+        number, inside = divmod(first, self._shard_rows[generation])
+        line = self._lines[generation, number]
+        place = (generation, number)
+        rows = self._tables.get(place, lambda: self._cls_table(line)).slice(inside, len(plan))
+        self._refuse_other_rows(line, rows, plan_first_row + first, plan)
+        ok = np.asarray(pc.equal(rows["status"], tables.OK))
+        index = self._indices.get(place, lambda: self._index(line, generation))
+        grid, width = self.info.grid, self.info.patch_width
+        tokens = np.zeros((len(plan), grid * grid, width), np.float16)
+        self._read_tokens(line, index, inside, ok, tokens)
+        return SetBlock(
+            tokens=tokens,
+            cls=self._cls(rows, ok),
+            ok=ok,
+            image_sha256=rows["image_sha256"].to_pylist(),
+            pixels_sha256=rows["pixels_sha256"].to_pylist(),
+            pixels=self._pixels,
+        )
+
+    def _read_tokens(
+        self,
+        line: dict[str, Any],
+        index: npt.NDArray[np.uint64],
+        inside: int,
+        ok: npt.NDArray[np.bool_],
+        out: Halves,
+    ) -> None:
+        key = line["tokens_key"]
+        entries = index[inside : inside + len(ok)]
+        if not np.array_equal(shard.is_absent(entries), ~ok):
+            raise self._damage(key, "its index and its CLS table disagree on which rows are good")
+        if not ok.any():
+            return
+        offsets = entries[ok].astype(np.int64)
+        start, end = int(offsets[0, 0]), int(offsets[-1].sum())
+        data = self._get_range(key, start, end)
+        for row, (offset, length) in zip(np.flatnonzero(ok), offsets.tolist()):
+            chunk = data[offset - start : offset - start + length]
+            body = shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + int(row))
+            if len(body) != out[row].nbytes:
+                raise self._damage(key, f"row {inside + int(row)} has {len(body)} bytes")
+            out[row] = np.frombuffer(body, "<f2").reshape(out.shape[1:])
+
+    def _index(self, line: dict[str, Any], generation: int) -> npt.NDArray[np.uint64]:
+        rows, key = self._shard_rows[generation], line["tokens_key"]
+        data = self._get_range(key, 0, shard.index_bytes(rows))
+        return shard.decode_index(data, f"{self._store.url}: {key}", rows)
+
+    def _get_range(self, key: str, start: int, end: int) -> memoryview:
+        try:
+            return self._store.get_range(key, start, end)
+        except NotFound:
+            raise self._damage(key, "is missing") from None
+
+    def _cls_table(self, line: dict[str, Any]) -> pa.Table:
+        record = ObjectRecord(
+            key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"]
+        )
+        return tables.from_parquet(get_checked(self._store, record), record.key, self._schema)
+
+    def _cls(self, rows: pa.Table, ok: npt.NDArray[np.bool_]) -> Halves | None:
+        width = self.info.cls_width
+        if width is None:
+            return None
+        column = rows["cls"].combine_chunks()
+        values = np.asarray(column.flatten()).astype(np.float16).reshape(len(rows), width)
+        return np.where(ok[:, None], values, np.float16(0))
+
+    def _refuse_other_rows(
+        self, line: dict[str, Any], rows: pa.Table, first_row: int, plan: pa.Table
+    ) -> None:
+        """Alignment is checked by key, never by position alone."""
+        expected = pa.array(range(first_row, first_row + len(plan)), pa.int64())
+        same = (
+            len(rows) == len(plan)
+            and rows["row"].combine_chunks().equals(expected)
+            and rows["key"].combine_chunks().equals(plan["key"].combine_chunks())
+            and rows["view"].combine_chunks().equals(plan["view"].combine_chunks())
+        )
+        if not same:
+            raise self._damage(
+                line["cls_key"], f"its rows from {first_row} on are not those of the plan"
+            )
+
+    def _frozen_shard_rows(self, generation: int, sha256: str) -> int:
+        key = self.path.array(generation)
+        try:
+            data = self._store.get(key)
+        except NotFound:
+            raise self._damage(key, "is missing") from None
+        if digest(data) != sha256:
+            raise self._damage(key, "is not what the commits name")
+        return shard.rows_per_shard_of(data)
+
+    def _damage(self, key: str, what: str) -> DamageError:
+        return DamageError(
+            f"{self._store.url}: {key}: {what}; `teachonce verify` names all damage", key=key
+        )
+
+
+class _Held(Generic[Value]):
+    """The most recently used values of a slow function, for many threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return value
+
+
+def _choose_set(table: pa.Table, name: str, fp12: str, grid: int | None) -> SetPath:
+    """The set a teacher's name means: at the grid asked for, the codec written last."""
+    paths = [SetPath.parse(text) for text in pc.unique(table["set"]).to_pylist()]
+    mine = [path for path in paths if path.fingerprint12 == fp12]
+    grids = sorted({path.grid for path in mine})
+    if grid is None and len(grids) > 1:
+        raise ConfigError(
+            f"teachers.{name}.grids: cached at {', '.join(map(str, grids))}; name one"
+        )
+    chosen = [path for path in mine if grid in (None, path.grid)]
+    if not chosen:
+        raise ConfigError(
+            f"teachers.{name}.grids: not cached at {grid}; there is {', '.join(map(str, grids))}"
+        )
+    return chosen[-1]
