@@ -53,7 +53,9 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
     as_json = "--json" in words
     terminal = Terminal(to_stderr=as_json)
     try:
-        config = read_config(model, command.positional, [word for word in words if word != "--json"])
+        config = read_config(
+            model, command.positional, [word for word in words if word != "--json"]
+        )
         outcome: Outcome = load(command.function)(config, terminal)
     except TeachonceError as error:
         print(f"teachonce {name}: {error}", file=sys.stderr)
@@ -108,7 +110,8 @@ def usage(name: str, command: Command, model: type[BaseModel]) -> str:
     """The help text: every key with its default and meaning."""
     words = " ".join(place.upper() for place in command.positional)
     lines = [
-        f"usage: teachonce {name} {words + ' ' if words else ''}[--config FILE] [--json] [--KEY VALUE ...]",
+        f"usage: teachonce {name} {words + ' ' if words else ''}"
+        "[--config FILE] [--json] [--KEY VALUE ...]",
         "",
         command.summary,
         "",
@@ -126,7 +129,6 @@ def usage(name: str, command: Command, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text())
@@ -140,8 +142,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _override(model: type[BaseModel], data: dict[str, Any], path: list[str], value: str) -> None:
+    patterns = [name for name, _ in fields(model)]
     for depth, part in enumerate(path):
-        key = part if part in data else part.replace("-", "_")
+        # An open name, such as a teacher's, is the user's own and stays as it is written.
+        patterns = [name for name in patterns if name[depth:] and name[depth] in ("*", _key(part))]
+        is_open = any(name[depth] == "*" for name in patterns)
+        key = part if is_open or part in data else _key(part)
         if depth == len(path) - 1:
             data[key] = _value(model, path, value)
         else:
@@ -154,7 +160,7 @@ def _value(model: type[BaseModel], path: list[str], text: str) -> Any:
     """A word as YAML, except where the key holds text: there `007` stays `007`."""
     for name, info in fields(model):
         same = len(name) == len(path) and all(
-            a in ("*", b, b.replace("-", "_")) for a, b in zip(name, path, strict=True)
+            a in ("*", _key(b)) for a, b in zip(name, path, strict=True)
         )
         if same and info.annotation in (str, typing.Optional[str]):  # noqa: UP045
             return None if text == "null" else text
@@ -162,6 +168,11 @@ def _value(model: type[BaseModel], path: list[str], text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _key(word: str) -> str:
+    """A key as the configuration spells it: `per-image` is `per_image`."""
+    return word.replace("-", "_")
 
 
 def _yaml(value: object) -> str:

@@ -21,7 +21,8 @@ from schemas.errors import ConfigError, ImageError
 from schemas.extract_config import Columns
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga".split()
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".ico", ".tga"}
 )
 PARQUET_BYTES_HELD = 256 << 20
 """Decoded row groups that a Parquet source keeps for reading by key, in bytes."""
@@ -59,21 +60,26 @@ def open_source(url: str, columns: Columns) -> Source:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"images {url}: {error}") from None
-    if path.lower().endswith(".parquet"):
-        return ParquetSource(url, filesystem, _existing(url, filesystem, [path]), columns)
+    # What is there comes before what looks like a pattern: names may have brackets in them.
+    if filesystem.isfile(path) and _is_parquet(path):
+        return ParquetSource(url, filesystem, [path], columns)
+    if filesystem.isdir(path):
+        names = sorted(filter(_is_parquet, filesystem.ls(path, detail=False)))
+        if names:
+            return ParquetSource(url, filesystem, names, columns)
+        return FolderSource(url, filesystem, path, None)
     if glob.has_magic(path):
         names = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
-        if names and all(name.lower().endswith(".parquet") for name in names):
+        if names and all(map(_is_parquet, names)):
             return ParquetSource(url, filesystem, names, columns)
         return FolderSource(url, filesystem, _fixed_part(path), names)
-    if not filesystem.isdir(path):
-        raise ConfigError(
-            f"images {url}: no such folder; give a folder of pictures, a glob, or a .parquet file"
-        )
-    names = sorted(filesystem.glob(f"{path.rstrip('/')}/*.parquet"))
-    if names:
-        return ParquetSource(url, filesystem, names, columns)
-    return FolderSource(url, filesystem, path, None)
+    raise ConfigError(
+        f"images {url}: nothing is there; give a folder of pictures, a glob, or a .parquet file"
+    )
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
 class FolderSource:
@@ -192,9 +198,3 @@ def _fixed_part(pattern: str) -> str:
     parts = pattern.split("/")
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return "/".join(parts[:first])
-
-
-def _existing(url: str, filesystem: Any, names: list[str]) -> list[str]:
-    if not all(filesystem.isfile(name) for name in names):
-        raise ConfigError(f"images {url}: no such file")
-    return names

@@ -7,15 +7,18 @@
 """
 
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
 
 Bytes = bytes | bytearray | memoryview
+PARTIAL = ".partial"
+"""Where a local store writes what is not an object yet; the first part of no key."""
 
 
 class ObjectStore(Protocol):
@@ -55,15 +58,13 @@ def open_store(url: str) -> ObjectStore:
 class LocalStore:
     """A folder. Objects are files; a file appears by an exclusive link, once it is on the disk."""
 
-    PARTIAL = ".partial"
-
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.url = str(self.root)
 
     def create(self, key: str, data: Bytes) -> None:
         target = self._path(key)
-        partial = self.root / self.PARTIAL / uuid.uuid4().hex
+        partial = self.root / PARTIAL / uuid.uuid4().hex
         try:
             _make_folders(target.parent)
             _make_folders(partial.parent)
@@ -96,22 +97,25 @@ class LocalStore:
 
     def size(self, key: str) -> int:
         try:
-            return self._path(key).stat().st_size
+            status = self._path(key).stat()
         except OSError as error:
             raise self._reading_failed(key, error) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound(f"{self.url}: no object {key}", key=key)
+        return status.st_size
 
     def keys(self, prefix: str) -> Iterator[str]:
-        folder = self.root / prefix.rpartition("/")[0]
+        folder = self.root
+        if "/" in prefix:
+            folder = self._path(prefix.rpartition("/")[0])
         for path, _, names in os.walk(folder):
             for name in names:
                 key = (Path(path) / name).relative_to(self.root).as_posix()
-                if key.startswith(prefix) and not key.startswith(self.PARTIAL):
+                if key.startswith(prefix) and not key.startswith(f"{PARTIAL}/"):
                     yield key
 
     def _path(self, key: str) -> Path:
-        if not key or key.startswith(("/", self.PARTIAL)) or ".." in key.split("/"):
-            raise StoreError(f"{self.url}: {key!r} is not a key", key=key)
-        return self.root / key
+        return self.root / _checked(key, self.url)
 
     def _reading_failed(self, key: str, error: OSError) -> StoreError:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
@@ -122,7 +126,7 @@ class LocalStore:
 class MemoryStore:
     """Objects in this process; for tests."""
 
-    _stores: dict[str, "MemoryStore"] = {}
+    _stores: ClassVar[dict[str, "MemoryStore"]] = {}
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
@@ -136,13 +140,13 @@ class MemoryStore:
 
     def create(self, key: str, data: Bytes) -> None:
         with self._lock:
-            if key in self._objects:
+            if _checked(key, self.url) in self._objects:
                 raise AlreadyExists(f"{self.url}: {key} exists already", key=key)
             self._objects[key] = bytes(data)
 
     def get(self, key: str) -> bytes:
         try:
-            return self._objects[key]
+            return self._objects[_checked(key, self.url)]
         except KeyError:
             raise NotFound(f"{self.url}: no object {key}", key=key) from None
 
@@ -153,7 +157,17 @@ class MemoryStore:
         return len(self.get(key))
 
     def keys(self, prefix: str) -> Iterator[str]:
+        if "/" in prefix:
+            _checked(prefix.rpartition("/")[0], self.url)
         yield from [key for key in list(self._objects) if key.startswith(prefix)]
+
+
+def _checked(key: str, url: str) -> str:
+    """The key, if it names the same one place below a store's root on every store."""
+    parts = key.split("/")
+    if {"", ".", ".."} & set(parts) or parts[0] == PARTIAL or "\0" in key:
+        raise StoreError(f"{url}: {key!r} is not a key", key=key)
+    return key
 
 
 def _make_folders(folder: Path) -> None:
@@ -170,7 +184,7 @@ def _make_folders(folder: Path) -> None:
 def _write_through(path: Path, data: Bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         while view:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)

@@ -35,6 +35,7 @@ class LocalPool:
 
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
+        self._worker.load()
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         self._worker.use_sets(sets)
@@ -60,6 +61,7 @@ class RayPool:
         self._ray, self._start = ray, start
         self._sets: tuple[FeatureSet, ...] = ()
         self._slots = [_Slot(start()) for _ in range(count)]
+        self._get([slot.actor.load.remote() for slot in self._slots])
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         self._sets = sets
@@ -85,22 +87,33 @@ class RayPool:
             slot = running.pop(reference)
             task = slot.now
             try:
-                result = self._ray.get(reference)
+                result = self._get(reference)
             except self._ray.exceptions.RayActorError as error:
                 failures[task] = failures.get(task, 0) + 1
                 if failures[task] == ATTEMPTS:
                     raise TeachonceError(
-                        f"{task} ended {ATTEMPTS} workers; the last: {error}"
+                        f"{task} ended {ATTEMPTS} workers, the last with: {error}"
                     ) from None
-                queue.extendleft([task, *([slot.upcoming] if slot.upcoming is not None else [])])
-                slot.actor, slot.upcoming = self._start(), None
-                slot.actor.use_sets.remote(self._sets)
+                queue.extendleft(filter(None, (slot.upcoming, task)))
+                slot.upcoming = None
+                self._replace(slot)
                 submit(slot)
                 continue
-            except self._ray.exceptions.RayTaskError as error:
-                raise _cause(error) from None
             submit(slot)
             yield task, result
+
+    def _replace(self, slot: _Slot) -> None:
+        slot.actor = self._start()
+        self._get(slot.actor.load.remote())
+        slot.actor.use_sets.remote(self._sets)
+
+    def _get(self, references: Any) -> Any:
+        """What the workers returned; raises what one of ours raised, without Ray around it."""
+        try:
+            return self._ray.get(references)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, TeachonceError) else error) from None
 
 
 @contextmanager
@@ -146,9 +159,3 @@ def _count(workers: Workers, resources: Resources, gpus: float, tasks: int) -> t
 
 def _pull(queue: deque[Any]) -> Any:
     return queue.popleft() if queue else None
-
-
-def _cause(error: Any) -> Exception:
-    """The exception a worker raised; Ray wraps it together with its traceback."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, TeachonceError) else error

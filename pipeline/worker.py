@@ -38,11 +38,7 @@ WRITES_IN_FLIGHT = 2
 
 
 class Worker:
-    """Holds the teachers on one device.
-
-    Raises:
-        TeacherError: a teacher loads here as another than the driver saw.
-    """
+    """Holds the teachers on one device; `load` comes first."""
 
     def __init__(self, job: Job) -> None:
         silence_pillow()
@@ -57,9 +53,12 @@ class Worker:
         self._decoder = DecodeAhead(source, job.decode_threads, chunk)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._sets: tuple[FeatureSet, ...] = ()
+        self._teachers: dict[str, LoadedTeacher] = {}
+
+    def load(self) -> None:
+        """Load the teachers. Raises TeacherError where one is another than the driver saw."""
         device = pick_device().value
-        self._teachers = {}
-        for task in job.teachers:
+        for task in self._job.teachers:
             loaded = load_teacher(task.teacher, task.precision, device)
             if loaded.record.fingerprint != task.record.fingerprint:
                 raise TeacherError(

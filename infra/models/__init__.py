@@ -1,1 +1,1 @@
-"""Vision models of other libraries behind one face: (CLS vector, patch tokens in row-major order)."""
+"""Vision models of other libraries behind one face: CLS vector and patch tokens, row-major."""

@@ -1,5 +1,6 @@
 """timm's models, ViT-like and convolutional, behind one face."""
 
+import difflib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +65,23 @@ def build_timm(name: str, arguments: dict[str, Any], weights: str | None) -> Enc
 
     try:
         model = _create(timm, name, arguments, weights)
-    except (TypeError, ValueError, RuntimeError) as error:
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
-        hint = f"; timm has {', '.join(near)}" if near else ""
+    # Constructors raise whatever their own checks do, and the hub whatever the network does.
+    except Exception as error:
+        hint = _hint(name, timm.list_models(), weights, error)
         raise TeacherError(f"timm model {name}: {error}{hint}") from None
     if weights is not None and weights != "pretrained" and not weights.startswith(RANDOM):
         load_weights(model, weights)
     return _describe(name, model.eval().requires_grad_(False))
+
+
+def _hint(name: str, known: list[str], weights: str | None, error: Exception) -> str:
+    architecture = name.partition(".")[0]
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3)
+        return f"; did you mean {', '.join(near)}?" if near else ""
+    if weights == "pretrained" and isinstance(error, OSError):
+        return "; give `weights` the path of a file that you have"
+    return ""
 
 
 def _create(timm: Any, name: str, arguments: dict[str, Any], weights: str | None) -> nn.Module:
@@ -81,9 +92,16 @@ def _create(timm: Any, name: str, arguments: dict[str, Any], weights: str | None
     takes_any_side = "dynamic_img_size" in inspect.signature(kind.__init__).parameters
     if takes_any_side and not {"dynamic_img_size", "img_size"} & set(arguments):
         options["dynamic_img_size"] = True
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(name, pretrained=weights == "pretrained", **options)
+    threads = torch.get_num_threads()
+    # Random values are filled in by vectors and remainders, cut where the threads are.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pretrained = weights == "pretrained"
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    finally:
+        torch.set_num_threads(threads)
     return model
 
 
@@ -108,9 +126,13 @@ def _describe(name: str, model: nn.Module) -> Encoder:
         pixel_mean=tuple(config["mean"]),
         pixel_std=tuple(config["std"]),
     )
-    with torch.inference_mode():
-        side = patch_pixels * max(1, 64 // patch_pixels)
-        cls, patches = encoder(torch.zeros(1, 3, side, side))
+    side = patch_pixels * max(1, 64 // patch_pixels)
+    try:
+        with torch.inference_mode():
+            cls, patches = encoder(torch.zeros(1, 3, side, side))
+    # Models of one fixed size check it each in their own way.
+    except Exception as error:
+        raise TeacherError(f"timm model {name}: cannot see {side} px pictures: {error}") from None
     if patches.shape[1:] != ((side // patch_pixels) ** 2, encoder.patch_width):
         raise TeacherError(
             f"timm model {name}: gives tokens of shape {tuple(patches.shape[1:])} for {side} px, "

@@ -26,7 +26,7 @@ def make_torchvision_importable() -> None:
     try:
         torch.ops.load_library(Path(spec.origin).with_name("_C.so"))
     except (OSError, RuntimeError):
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
         _libraries.append(library)

@@ -1,6 +1,7 @@
 """Weights by path or URL, and the digest of the tensors a model really holds."""
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import fsspec
@@ -41,13 +42,23 @@ def _read(location: str) -> dict[str, torch.Tensor]:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(f"weights {location}: no such file") from None
+    # torch's own advice is to load such a file as a program; ours is not.
+    except pickle.UnpicklingError:
+        raise TeacherError(
+            f"weights {location}: holds other objects than tensors, or is no state dict; "
+            "such files are never run: save the state dict alone, or safetensors"
+        ) from None
     # Every reader has its own errors for bytes that are not weights.
     except Exception as error:
-        raise TeacherError(f"weights {location}: not safetensors or a state dict: {error}") from None
+        raise TeacherError(
+            f"weights {location}: not safetensors or a state dict: {error}"
+        ) from None
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(t, torch.Tensor) for t in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, torch.Tensor) for value in loaded.values()
+    ):
         raise TeacherError(f"weights {location}: not a state dict")
     return loaded
 
