@@ -7,6 +7,7 @@ one validation, so that a fault in either is reported with all the others (READM
 import importlib
 import json
 import re
+import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
         print(usage(name, command, model))
         return 0
     as_json = "--json" in words
+    # Whoever stops a job, a person or a scheduler, gets the same clean end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     terminal = Terminal(to_stderr=as_json)
     try:
         config = read_config(

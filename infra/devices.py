@@ -29,8 +29,10 @@ def pick_precision(asked: str, device: str) -> Choice:
         return Choice(asked, "as configured")
     if device == "cpu":
         return Choice("float32", "on a CPU results then repeat to the bit")
-    return Choice("bfloat16", "the GPU supports it") if has_bfloat16 else Choice(
-        "float32", "the GPU lacks bfloat16"
+    return (
+        Choice("bfloat16", "the GPU supports it")
+        if has_bfloat16
+        else Choice("float32", "the GPU lacks bfloat16")
     )
 
 

@@ -1,5 +1,6 @@
 """Connecting to a Ray cluster, or starting one on this machine."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,22 +35,25 @@ def ray_session(terminal: Terminal) -> Iterator[tuple[Any, Resources]]:
     address = os.environ.get("RAY_ADDRESS")
     cores = os.cpu_count() or 1
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         terminal.decide("ray", address, "RAY_ADDRESS is set")
     else:
         ray.init(
             num_cpus=max(MIN_LOCAL_CPUS, cores),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
         terminal.decide("ray", "started here", "RAY_ADDRESS is not set")
     try:
-        offered = ray.cluster_resources()
-        yield ray, Resources(
-            cpus=int(offered.get("CPU", 0)) if address else cores,
-            gpus=int(offered.get("GPU", 0)),
-            local=not address,
+        offered = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield (
+            ray,
+            Resources(
+                cpus=int(offered.get("CPU", 0)) if address else cores,
+                gpus=int(offered.get("GPU", 0)),
+                local=not address,
+            ),
         )
     finally:
         ray.shutdown()

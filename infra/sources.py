@@ -141,7 +141,7 @@ class ParquetSource:
                 labels = table[self._columns.label].to_pylist() if has_label else None
                 for index, key in enumerate(keys):
                     size = len(images[index].as_buffer() or b"")
-                    label = None if labels is None else str(labels[index])
+                    label = None if labels is None or labels[index] is None else str(labels[index])
                     yield Entry(str(key), size, f"{size}", label)
 
     def read(self, key: str) -> bytes:

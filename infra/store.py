@@ -70,12 +70,10 @@ class LocalStore:
             _make_folders(partial.parent)
             try:
                 _write_through(partial, data)
-                os.link(partial, target)
+                _link(partial, target, f"{self.url}: {key} exists already", key)
             finally:
                 partial.unlink(missing_ok=True)
             _sync_folder(target.parent)
-        except FileExistsError:
-            raise AlreadyExists(f"{self.url}: {key} exists already", key=key) from None
         except OSError as error:
             raise StoreError(f"{self.url}: writing {key} failed: {error}", key=key) from error
 
@@ -190,6 +188,13 @@ def _write_through(path: Path, data: Bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(partial: Path, target: Path, message: str, key: str) -> None:
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise AlreadyExists(message, key=key) from None
 
 
 def _sync_folder(folder: Path) -> None:

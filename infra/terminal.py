@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 class Terminal:
     def __init__(self, to_stderr: bool = False) -> None:
-        self._console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=to_stderr, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -27,9 +27,8 @@ class Terminal:
         self.say(f"{what:<12} {choice}  ({reason})")
 
     def warn(self, text: str) -> None:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"warning: {text}", markup=False
-        )
+        console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        console.print(f"warning: {text}", markup=False)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator["Meter"]:
@@ -81,4 +80,3 @@ def human_bytes(count: float) -> str:
     units = ("B", "KB", "MB", "GB", "TB", "PB")
     power = next((n for n in range(len(units) - 1) if count < 1000 ** (n + 1)), len(units) - 1)
     return f"{count / 1000**power:,.{1 if power else 0}f} {units[power]}"
-

@@ -5,23 +5,26 @@ Plans, calibrates, extracts what is missing, commits, snapshots. Also the script
 """
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":  # run by path: the packages stand beside this folder, not in it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.cli import main
+
+    sys.exit(main(["extract", *sys.argv[1:]]))
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from infra.catalog import Catalog, Snapshot, get_checked
-from infra.cli import main
 from infra.command import Outcome
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline import sets as feature_sets
-from pipeline.job import FeatureSet, Job, SpanReport, SpanTask, TeacherTask
+from pipeline.job import FeatureSet, Job, ShardTask, SpanReport, SpanTask, TeacherTask
 from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import publish
@@ -37,7 +40,9 @@ BAD_SHOWN = 10
 
 def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
     """The command, on Ray."""
-    return extract(config, terminal, lambda job, tasks: ray_pool(job, config.workers, tasks, terminal))
+    return extract(
+        config, terminal, lambda job, tasks: ray_pool(job, config.workers, tasks, terminal)
+    )
 
 
 def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) -> Outcome:
@@ -100,6 +105,8 @@ class Work:
     sets: tuple[FeatureSet, ...] = ()
     committed: list[tuple[FeatureSet, PlanCommit, set[int]]] = field(default_factory=list)
     reports: list[SpanReport] = field(default_factory=list)
+    compute_seconds: float = 0.0
+    """Wall seconds from the first span to the last, without start-up and calibration."""
 
 
 class _Extraction:
@@ -160,12 +167,14 @@ class _Extraction:
         work = Work(feature_sets.feature_sets(self._store, self._config, self._teachers))
         tasks: list[SpanTask] = []
         for plan in self._generations:
-            missing = []
+            missing: list[tuple[int, ShardTask]] = []
             for index, feature_set in enumerate(work.sets):
                 array = feature_sets.frozen_array(
                     self._store, feature_set, plan, self._config.rows_per_shard
                 )
-                found = feature_sets.committed_shards(self._store, feature_set, plan.generation)
+                found = feature_sets.committed_shards(
+                    self._store, feature_set.path, plan.generation
+                )
                 work.committed.append((feature_set, plan, found))
                 missing += feature_sets.shard_tasks(index, array, plan, found)
             tasks += feature_sets.span_tasks(plan, missing)
@@ -175,11 +184,13 @@ class _Extraction:
         if not tasks:
             return
         pool.use_sets(work.sets)
+        start = time.perf_counter()
         rows = sum(shard.rows for task in tasks for shard in task.shards)
         with self._terminal.progress("extract", rows, "features") as meter:
             for task, report in pool.run("process", tasks):
                 work.reports.append(report)
                 meter.advance(sum(shard.rows for shard in task.shards))
+        work.compute_seconds = time.perf_counter() - start
 
 
 def _result(
@@ -203,13 +214,13 @@ def _result(
         "teacher_forwards": sum(report.forwards for report in work.reports),
         "bytes_written": sum(report.bytes_written for report in work.reports),
         "seconds": round(time.perf_counter() - start, 3),
+        "compute_seconds": round(work.compute_seconds, 3),
+        "decode_seconds": round(sum(report.decode_seconds for report in work.reports), 3),
         "snapshot": None if snapshot is None else snapshot.commit.number,
     }
 
 
-def _bad_rows(
-    store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot
-) -> set[int]:
+def _bad_rows(store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot) -> set[int]:
     """Plan rows that are bad in any of the sets; only tables that hold some are read."""
     paths = {str(feature_set.path): feature_set.record.cls_width for feature_set in sets}
     bad: set[int] = set()
@@ -251,7 +262,3 @@ def _summarise(
         f"{result['bad']:,} bad; wrote {result['shards_written']:,} shards, "
         f"{human_bytes(float(str(result['bytes_written'])))} in {result['seconds']} s"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(["extract", *sys.argv[1:]]))

@@ -8,6 +8,7 @@ holds one view. The generation's last span may be short; its rows follow on with
 import hashlib
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +111,8 @@ def open_or_create_cache(store: ObjectStore, config: ExtractConfig) -> Catalog:
         window_blocks=WINDOW_BLOCKS,
         order_key=order_key(config.views.seed).hex(),
     )
-    try:
+    with suppress(AlreadyExists):
         store.create(layout.CACHE, seal(record))
-    except AlreadyExists:
-        pass
     return Catalog(store)
 
 
@@ -208,7 +207,9 @@ def _row_order(commit: PlanCommit) -> tuple[np.ndarray, np.ndarray]:
     for number in range(span_count(commit)):
         span = span_of(commit, number)
         rows = slice(span.first_row, span.first_row + span.images * per_image)
-        images[rows] = np.tile(np.arange(span.first_image, span.first_image + span.images), per_image)
+        images[rows] = np.tile(
+            np.arange(span.first_image, span.first_image + span.images), per_image
+        )
         views[rows] = np.repeat(np.arange(per_image, dtype=np.int32), span.images)
     return images, views
 

@@ -98,13 +98,10 @@ def _write(
 
 def _table(commits: list[ShardCommit]) -> pa.Table:
     columns: dict[str, list[object]] = {
-        name: [getattr(commit, name) for commit in commits]
-        for name in SHARED_COLUMNS
+        name: [getattr(commit, name) for commit in commits] for name in SHARED_COLUMNS
     }
     for kind in ("tokens", "cls"):
         for name in ("key", "size", "sha256"):
-            columns[f"{kind}_{name}"] = [
-                getattr(getattr(commit, kind), name) for commit in commits
-            ]
+            columns[f"{kind}_{name}"] = [getattr(getattr(commit, kind), name) for commit in commits]
     columns["commit_sha256"] = [digest(seal(commit)) for commit in commits]
     return pa.table(columns, schema=tables.SNAPSHOT)

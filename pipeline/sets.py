@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from infra.store import ObjectStore
 from pipeline.calibration import MomentsMeter
-from pipeline.job import CalibrationPart, CalibrationTask, FeatureSet, ShardTask, SpanTask, TeacherTask
+from pipeline.job import (
+    CalibrationPart,
+    CalibrationTask,
+    FeatureSet,
+    ShardTask,
+    SpanTask,
+    TeacherTask,
+)
 from pipeline.planning import span_of
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
@@ -59,7 +66,7 @@ def store_calibrations(
             images=images,
             rows=sum(part[place].rows for part in parts),
             tokens=tokens.moments(),
-            cls=cls and cls.moments(),
+            cls=None if cls is None else cls.moments(),
         )
         _create(store, layout.calibration(_fp12(teachers[index]), grid), seal(calibration))
 
@@ -112,9 +119,9 @@ def frozen_array(
     return _create(store, key, metadata)
 
 
-def committed_shards(store: ObjectStore, feature_set: FeatureSet, generation: int) -> set[int]:
+def committed_shards(store: ObjectStore, path: layout.SetPath, generation: int) -> set[int]:
     """Numbers of the shards that a listing shows; what it misses, the create-only put will find."""
-    prefix = feature_set.path.commits(generation)
+    prefix = path.commits(generation)
     return {int(key.rpartition("/")[2][:-5]) for key in store.keys(prefix) if key.endswith(".json")}
 
 

@@ -30,17 +30,24 @@ class LoadedTeacher:
     def fingerprint12(self) -> str:
         return self.record.fingerprint[:FINGERPRINT_DIGITS]
 
-    @torch.inference_mode()
     def __call__(self, squares: list[Pixels]) -> tuple[Tensor | None, Tensor]:
         """Raw features in float32 of RGB squares of one size, in one forward.
 
         Returns:
             CLS [batch, cls_width], or None; patch tokens [batch, grid x grid, patch_width].
         """
+        return self.forward(self.tensor(squares))
+
+    def tensor(self, squares: list[Pixels]) -> Tensor:
+        """The squares as the model takes them: normalised float32 [batch, 3, side, side]."""
         batch = torch.from_numpy(np.stack(squares)).to(self.device, non_blocking=True)
         mean = torch.tensor(self.record.pixel_mean, device=self.device)
         std = torch.tensor(self.record.pixel_std, device=self.device)
-        pixels = ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        return ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """As calling the teacher, from `tensor`."""
         with autocast(self.device, self.record.precision):
             cls, tokens = self.encoder(pixels)
         return (None if self.record.cls_kind == "none" else cls.float()), tokens.float()

@@ -114,7 +114,9 @@ def _check_shard(
     array = path.array(commit.generation)
     try:
         rows_per_shard = shard.rows_per_shard_of(
-            get_checked(store, ObjectRecord(key=array, size=store.size(array), sha256=commit.array_sha256))
+            get_checked(
+                store, ObjectRecord(key=array, size=store.size(array), sha256=commit.array_sha256)
+            )
         )
     except (NotFound, DamageError) as error:
         findings.damage(array, str(error), missing=isinstance(error, NotFound))
@@ -212,9 +214,7 @@ def _check_set(store: ObjectStore, path: SetPath, findings: Findings) -> None:
         _check_sealed(store, key, kind, findings)
 
 
-def _check_sealed(
-    store: ObjectStore, key: str, kind: type[Record], findings: Findings
-) -> None:
+def _check_sealed(store: ObjectStore, key: str, kind: type[Record], findings: Findings) -> None:
     try:
         unseal(store.get(key), kind, key)
     except NotFound:

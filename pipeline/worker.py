@@ -71,7 +71,9 @@ class Worker:
         """What `process` will write; known once the teachers are calibrated."""
         self._sets = sets
 
-    def calibrate(self, task: CalibrationTask, upcoming: CalibrationTask | None) -> list[CalibrationPart]:
+    def calibrate(
+        self, task: CalibrationTask, upcoming: CalibrationTask | None
+    ) -> list[CalibrationPart]:
         """Moments of each (teacher, grid) over a stretch of images, each in one view."""
         if upcoming is not None:
             self._decoder.start(upcoming, self._plans[0].commit.views, self._sample(upcoming))
@@ -94,7 +96,7 @@ class Worker:
                     if cls is not None and cls_meter is not None:
                         cls_meter.add(cls)
         return [
-            CalibrationPart(count, tokens.moments(), cls and cls.moments())
+            CalibrationPart(count, tokens.moments(), None if cls is None else cls.moments())
             for count, (tokens, cls) in zip(rows, meters)
         ]
 
@@ -116,10 +118,14 @@ class Worker:
                 self._decoder.start(upcoming, following, self._orders(upcoming)[1])
             tally.see(pictures)
             for shard in task.shards:
-                self._fill(buffers[self._place(shard)], views.per_image, span, first, pictures, tally)
+                self._fill(
+                    buffers[self._place(shard)], views.per_image, span, first, pictures, tally
+                )
             done = [place for place, buffer in buffers.items() if buffer.complete]
             for place in done:
-                pending.append(self._writer.submit(tally.timed_commit, buffers.pop(place), self._store))
+                pending.append(
+                    self._writer.submit(tally.timed_commit, buffers.pop(place), self._store)
+                )
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
         return tally.report([future.result() for future in pending])

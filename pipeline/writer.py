@@ -47,7 +47,9 @@ class ShardBuffer:
         width = feature_set.record.patch_width
         self._tokens = np.full((task.rows, feature_set.token_count, width), np.nan, np.float16)
         cls_width = feature_set.record.cls_width
-        self._cls = None if cls_width is None else np.full((task.rows, cls_width), np.nan, np.float16)
+        self._cls = (
+            None if cls_width is None else np.full((task.rows, cls_width), np.nan, np.float16)
+        )
         self._notes: list[RowNote | None] = [None] * task.rows
         self._left = task.rows
 
@@ -142,7 +144,8 @@ class ShardBuffer:
         if not worst >= ADOPTION_COSINE:
             raise DamageError(
                 f"{key}: an object that no commit names stands here and holds other rows "
-                f"(cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it): remove it and run again",
+                f"(cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it): "
+                "remove it and run again",
                 key=key,
             )
 

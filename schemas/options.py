@@ -35,6 +35,8 @@ class BenchOptions(StrictModel):
     """Which measurement."""
     images: str | None = None
     """Pictures to measure with; by default those of the quickstart."""
+    limit: int = Field(32, ge=1)
+    """Pictures that `extract` measures with."""
     rows: int = Field(2048, ge=64)
     """Rows of the synthetic cache that `loader` reads."""
     repeats: int = Field(3, ge=1)

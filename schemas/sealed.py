@@ -43,6 +43,6 @@ def unseal(data: bytes, model: type[Record], key: str) -> Record:
         raise DamageError(f"{key}: not a {model.__name__}: {error}", key=key) from None
 
 
-def digest(data: bytes | memoryview) -> str:
+def digest(data: bytes | bytearray | memoryview) -> str:
     """sha256 of whole objects, in hex, as commits name them."""
     return hashlib.sha256(data).hexdigest()

@@ -12,6 +12,7 @@ tensorstore read the same bytes (tests/contract).
 
 import json
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ ENTRY_BYTES = 16
 CRC_BYTES = 4
 _ABSENT = np.uint64(2**64 - 1)
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
 HalfRows = npt.NDArray[np.float16]
 
 
@@ -75,7 +77,7 @@ def encode(rows: HalfRows, present: Sequence[bool], rows_per_shard: int) -> byte
     for slot, row in enumerate(np.flatnonzero(present)):
         body = little[row].reshape(-1).view(np.uint8)
         chunks[slot, :body_bytes] = body
-        chunks[slot, body_bytes:] = np.frombuffer(_crc(body), np.uint8)
+        chunks[slot, body_bytes:] = np.frombuffer(_crc(body.data), np.uint8)
         index[row] = start + slot * chunk_bytes, chunk_bytes
     packed = index.tobytes()
     data[:start] = packed + _crc(packed)
@@ -130,5 +132,5 @@ def decode(data: bytes, key: str, row_shape: tuple[int, ...], rows_per_shard: in
     return rows
 
 
-def _crc(data: bytes | memoryview | npt.NDArray[np.uint8]) -> bytes:
+def _crc(data: Buffer) -> bytes:
     return int(crc32c(data)).to_bytes(CRC_BYTES, "little")

@@ -113,7 +113,7 @@ class CacheReader:
         plan = self.generations[generation]
         blocks = -(-plan.rows // BLOCK_ROWS)
         masks = [reader.covered(plan.generation, blocks) for reader in self._sets.values()]
-        return np.logical_and.reduce(masks)
+        return np.asarray(np.all(masks, axis=0))
 
     def read_block(self, generation: int, block: int) -> Block:
         """Read and check one block. Raises DamageError."""
@@ -135,9 +135,7 @@ class _SetReader:
         self._store, self.path = store, path
         key = layout.teacher(path.fingerprint12)
         record = unseal(store.get(key), TeacherRecord, key)
-        self.info = TeacherInfo(
-            record.fingerprint, path.grid, record.patch_width, record.cls_width
-        )
+        self.info = TeacherInfo(record.fingerprint, path.grid, record.patch_width, record.cls_width)
         self._pixels = path.grid * record.patch_pixels
         self._schema = tables.cls_schema(record.cls_width)
         mine = table.filter(pc.equal(table["set"], str(path)))
@@ -218,9 +216,7 @@ class _SetReader:
             raise self._damage(key, "is missing") from None
 
     def _cls_table(self, line: dict[str, Any]) -> pa.Table:
-        record = ObjectRecord(
-            key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"]
-        )
+        record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
         return tables.from_parquet(get_checked(self._store, record), record.key, self._schema)
 
     def _cls(self, rows: pa.Table, ok: npt.NDArray[np.bool_]) -> Halves | None:

@@ -9,7 +9,7 @@ equals a teacher's, to the pixel.
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any, Literal
@@ -118,7 +118,7 @@ class CacheStream(IterableDataset[Batch]):
                 )
         self._epoch, self._row = int(state["epoch"]), int(state["row"])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="stream")
         waiting: deque[Future[Batch]] = deque()
         try:
@@ -179,7 +179,7 @@ class CacheStream(IterableDataset[Batch]):
             weight[index] = all(part.ok[row] for part in block.result().sets.values())
         side = self._pixels or 0
         pixels = np.zeros((len(places), side, side, 3), np.uint8)
-        for index in np.flatnonzero(weight) if side else ():
+        for index in np.flatnonzero(weight).tolist() if side else ():
             block, generation, row = places[index]
             pixels[index] = self._replay(block.result(), generation, row)
         targets = {}

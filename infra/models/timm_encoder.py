@@ -109,7 +109,7 @@ def _describe(name: str, model: nn.Module) -> Encoder:
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     patch_embed = getattr(model, "patch_embed", None)
     if patch_embed is not None and hasattr(model, "num_prefix_tokens"):
-        patch_pixels = int(patch_embed.patch_size[0])  # type: ignore[index,union-attr]
+        patch_pixels = int(patch_embed.patch_size[0])
     else:
         patch_pixels = int(model.feature_info[-1]["reduction"])  # type: ignore[index]
     kind: ClsKind = "mean"

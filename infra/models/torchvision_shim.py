@@ -24,7 +24,7 @@ def make_torchvision_importable() -> None:
     if torch.version.cuda or "torchvision" in sys.modules or spec is None or spec.origin is None:
         return
     try:
-        torch.ops.load_library(Path(spec.origin).with_name("_C.so"))
+        torch.ops.load_library(Path(spec.origin).with_name("_C.so"))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError):
         library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:

@@ -4,13 +4,15 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from schemas.errors import ImageError
 
 MAX_PIXELS = 2**27
 """Pictures of more pixels (134 million, 400 MB decoded) are refused before they are decoded."""
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""Of what Pillow reads only pictures: others (EPS) start programs, or are rarely meant."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -40,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
                 f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
@@ -51,7 +53,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("not a picture in any known format") from None
     # Pillow's plugins raise whatever their parsers trip over; a bad picture must not stop a job.
     except Exception as error:

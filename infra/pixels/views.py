@@ -64,7 +64,9 @@ def box(
 def render(image: Image.Image, view: Box, pixels: int) -> Pixels:
     """The view as RGB [pixels, pixels, 3]: Pillow's bicubic of the box alone, then the mirror."""
     edges = (view.left, view.top, view.left + view.width, view.top + view.height)
-    square = np.asarray(image.resize((pixels, pixels), Image.Resampling.BICUBIC, box=edges))
+    # Not `resize(box=...)`: at the edges its filter would reach for pixels outside the box.
+    crop = image.crop(edges)
+    square = np.asarray(crop.resize((pixels, pixels), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(square[:, ::-1]) if view.flip else square
 
 

@@ -1,0 +1,43 @@
+"""Isolation for every test, and the order of the tiers."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Read when the libraries are imported, so they are set before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+TIERS = ("unit", "contract", "fault", "integration")
+"""Folders of `tests`, the fast ones first; each is also a marker."""
+
+# The same examples on every machine: a failure must be one that anybody can repeat.
+settings.register_profile("teachonce", derandomize=True, deadline=None, database=None)
+settings.load_profile("teachonce")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def tier(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    for item in items:
+        if tier(item) in TIERS:
+            item.add_marker(tier(item))
+    items.sort(key=lambda item: (*TIERS, tier(item)).index(tier(item)))
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own as the current one, no user's caches, seeded generators."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

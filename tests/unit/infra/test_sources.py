@@ -1,0 +1,163 @@
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.sources import Source, open_source
+from schemas.errors import ConfigError, ImageError
+from schemas.extract_config import Columns
+from tests.builders import photograph_bytes
+
+COLUMNS = Columns()
+
+
+def keys(source: Source) -> list[str]:
+    return [entry.key for entry in source.entries()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos [2024]"
+    for name in (
+        "a.jpg",
+        "cats/b.JPEG",
+        "cats/deep/c.Png",
+        "dogs/d.webp",
+        "dogs/notes.txt",
+        "README",
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def test_folder__recursive_by_suffix_in_any_case(folder: Path) -> None:
+    source = open_source(str(folder), COLUMNS)
+    entries = {entry.key: entry for entry in source.entries()}
+    assert list(entries) == ["a.jpg", "cats/b.JPEG", "cats/deep/c.Png", "dogs/d.webp"]
+    assert entries["cats/b.JPEG"].label == "cats"
+    assert entries["dogs/d.webp"].label == "dogs"
+    assert [source.read(key).decode() for key in entries] == list(entries)
+    assert [entry.size for entry in entries.values()] == [len(key) for key in entries]
+
+
+def test_folder__a_relative_path_means_the_same_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(folder.name, COLUMNS)
+    assert source.url == str(folder)
+    monkeypatch.chdir("/")
+    assert len(keys(source)) == 4
+
+
+def test_folder__a_changed_file_has_another_etag(folder: Path) -> None:
+    source = open_source(str(folder), COLUMNS)
+    before = next(source.entries())
+    os.utime(folder / "a.jpg", ns=(1, 1))
+    after = next(source.entries())
+    assert (before.key, before.size) == (after.key, after.size)
+    assert before.etag != after.etag
+
+
+def test_folder__a_vanished_file_is_a_reason(folder: Path) -> None:
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        open_source(str(folder), COLUMNS).read("gone.jpg")
+
+
+def test_folder__empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert keys(open_source(str(tmp_path / "empty"), COLUMNS)) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.parquet", "s4://bucket/x"])
+def test_open_source__nothing_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"images .*(nothing is there|Protocol not known)"):
+        open_source(name, COLUMNS)
+
+
+def test_glob__keys_are_relative_to_its_fixed_part(tmp_path: Path) -> None:
+    for name in ("x/1/a.jpg", "x/2/b.jpg", "x/2/c.png", "y/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    source = open_source(f"{tmp_path}/x/*/*.jpg", COLUMNS)
+    assert keys(source) == ["1/a.jpg", "2/b.jpg"]
+    assert source.read("2/b.jpg") == b"x/2/b.jpg"
+    assert keys(open_source(f"{tmp_path}/x/**", COLUMNS)) == ["1/a.jpg", "2/b.jpg", "2/c.png"]
+    assert keys(open_source(f"{tmp_path}/x/*.gif", COLUMNS)) == []
+
+
+IMAGES = [photograph_bytes(seed, 16, 16) for seed in range(5)]
+TYPES = {"bytes": IMAGES, "struct": [{"bytes": data, "path": None} for data in IMAGES]}
+
+
+def write(path: Path, kind: str, first: int = 0, **more: list[object]) -> Path:
+    columns = {"image": TYPES[kind], "path": [f"{first + n}.jpg" for n in range(5)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({**columns, **more}), path, row_group_size=2)
+    return path
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_parquet__bytes_and_structs(tmp_path: Path, kind: str) -> None:
+    source = open_source(str(write(tmp_path / "a.parquet", kind, label=[3, 1, 4, 1, 5])), COLUMNS)
+    entries = list(source.entries())
+    assert [entry.key for entry in entries] == [f"{n}.jpg" for n in range(5)]
+    assert [entry.label for entry in entries] == ["3", "1", "4", "1", "5"]
+    assert [entry.size for entry in entries] == [len(data) for data in IMAGES]
+    for number in (4, 0, 3, 3, 1, 2):
+        assert source.read(f"{number}.jpg") == IMAGES[number]
+
+
+def test_parquet__without_labels(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "a.parquet", "bytes")), COLUMNS)
+    assert {entry.label for entry in source.entries()} == {None}
+
+
+@pytest.mark.parametrize("name", ["", "*.parquet", "part-?.PARQUET"])
+def test_parquet__many_files(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data.parquet"  # as Spark names its folders
+    for part in range(2):
+        suffix = "PARQUET" if "PARQUET" in name else "parquet"
+        write(root / f"part-{part}.{suffix}", "struct", first=5 * part)
+    source = open_source(str(root / name), COLUMNS)
+    assert keys(source) == [f"{n}.jpg" for n in range(10)]
+    assert source.read("7.jpg") == IMAGES[2]
+
+
+def test_parquet__no_picture_in_a_row(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([None, b"x"], pa.binary()), "path": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), COLUMNS)
+    assert [(entry.key, entry.size) for entry in source.entries()] == [("a", 0), ("b", 1)]
+    assert source.read("a") == b""
+
+
+def test_parquet__no_rows(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": pa.array([], pa.binary()), "path": pa.array([], pa.string())}),
+        tmp_path / "a.parquet",
+    )
+    assert keys(open_source(str(tmp_path / "a.parquet"), COLUMNS)) == []
+
+
+def test_parquet__missing_column_names_what_is_there(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "a.parquet", "bytes")), Columns(image="jpeg"))
+    with pytest.raises(ConfigError) as caught:
+        keys(source)
+    assert "has no column 'jpeg'; it has image, path. Set images.columns" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not parquet at all", b"PAR1" * 20])
+def test_parquet__another_file_of_that_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.parquet: "):
+        keys(open_source(str(tmp_path / "a.parquet"), COLUMNS))
+
+
+def test_parquet__unknown_key_is_a_reason(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "a.parquet", "bytes")), COLUMNS)
+    with pytest.raises(ImageError, match="no longer in the data set"):
+        source.read("9.jpg")

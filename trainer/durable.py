@@ -1,0 +1,33 @@
+"""Files that are on the disk when the call returns, and never half there."""
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give `path` new contents: a reader sees the old or the new, whole."""
+    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        write_through(partial, data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

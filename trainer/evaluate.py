@@ -1,0 +1,159 @@
+"""`teachonce evaluate`: what a student is worth and what it costs.
+
+k-NN on its CLS vector (EUPE, arXiv 2603.22387, with both its votes: see knn.py), of the whole
+picture squashed to a square, as EUPE's own inference does.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path: the packages stand beside this folder, not in it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
+
+import statistics
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.command import Outcome
+from infra.devices import pick_device
+from infra.models.timm_encoder import RANDOM, Encoder, build_timm
+from infra.pixels.decode import silence_pillow
+from infra.terminal import Meter, Terminal
+from schemas.errors import ConfigError
+from schemas.options import EvaluateOptions
+from trainer.knn import usable_ks, vote
+from trainer.labelled import Part, pictures, split
+from trainer.students import PIXELS_PER_GRID, TIMM, normalise, open_model, side_pixels
+
+WARM_UPS = 2
+TIMED_FORWARDS = 5
+
+
+def run(config: EvaluateOptions, terminal: Terminal) -> Outcome:
+    """Measure one student on one labelled data set.
+
+    Accuracies are shares of 1. `gflops` is 2 x multiply-adds of one picture, in 1e9; `cpu_ms` the
+    median of one picture's forward in float32.
+
+    Raises:
+        ConfigError: no such student or data, pictures without labels or of one class.
+        DamageError, TeacherError: the student cannot be opened.
+    """
+    silence_pillow()
+    encoder, grid = _open_student(config, terminal)
+    side = side_pixels(encoder, grid)
+    train, test = split(config, terminal)
+    result = _cost(encoder, side)
+    device = pick_device()
+    terminal.decide("device", *device)
+    encoder.model.to(device.value)
+    result |= _nearest_neighbours(encoder, train, test, side, config.batch_size, terminal)
+    terminal.say(
+        f"k-NN         {result['knn_top1']:.4f} of {result['test_images']:,} pictures, "
+        f"{result['train_images']:,} to compare with"
+    )
+    return Outcome(result)
+
+
+def _open_student(config: EvaluateOptions, terminal: Terminal) -> tuple[Encoder, int]:
+    """The student, on the CPU, and the grid it is evaluated at."""
+    if not config.student.startswith(TIMM):
+        encoder, record = open_model(Path(config.student).expanduser())
+        trained = record.grid
+        why = "as it was trained"
+    else:
+        encoder = build_timm(config.student.removeprefix(TIMM), {}, config.weights)
+        pretrained: dict[str, Any] = encoder.model.pretrained_cfg  # type: ignore[assignment]
+        trained = int(pretrained["input_size"][-1]) // PIXELS_PER_GRID
+        why = "timm's size of this model"
+        if config.weights.startswith(RANDOM):
+            terminal.warn("the weights are random: what is measured means nothing")
+    if config.grid is not None:
+        return encoder, config.grid
+    terminal.decide("grid", f"{trained} ({PIXELS_PER_GRID * trained} px)", why)
+    return encoder, trained
+
+
+def _cost(encoder: Encoder, side: int) -> dict[str, Any]:
+    """Of one picture, on the CPU."""
+    picture = torch.zeros(1, 3, side, side)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(WARM_UPS + TIMED_FORWARDS):
+            start = time.perf_counter()
+            encoder(picture)
+            seconds.append(time.perf_counter() - start)
+        # The counter does not know the fused attention of a CPU, and would leave it out.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            encoder(picture)
+    return {
+        "parameters": sum(parameter.numel() for parameter in encoder.model.parameters()),
+        "gflops": counter.get_total_flops() / 1e9,
+        "cpu_ms": 1e3 * statistics.median(seconds[WARM_UPS:]),
+    }
+
+
+def _nearest_neighbours(
+    encoder: Encoder, train: Part, test: Part, side: int, batch_size: int, terminal: Terminal
+) -> dict[str, Any]:
+    names = sorted({*train.labels, *test.labels})
+    numbers = {name: number for number, name in enumerate(names)}
+    count = len(train.entries) + len(test.entries)
+    with terminal.progress("features", count, "pictures") as meter:
+        known, answers = _features(encoder, train, side, batch_size, numbers, meter)
+        asked, truth = _features(encoder, test, side, batch_size, numbers, meter)
+    if not len(known) or not len(asked):
+        raise ConfigError(
+            f"data {test.source.url}: {len(known)} pictures to compare with and {len(asked)} to "
+            "test could be read; at least one of each is needed"
+        )
+    votes = vote(asked, known, answers, len(names), usable_ks(len(known)))
+    softmax = {str(k): _share(found, truth) for k, found in votes.softmax.items()}
+    majority = {str(k): _share(found, truth) for k, found in votes.majority.items()}
+    return {
+        "knn_top1": next(iter(softmax.values())),
+        "knn": softmax,
+        "knn_majority": majority,
+        "linear_top1": None,
+        "segmentation_miou": None,
+        "depth_rmse": None,
+        "correspondence_pck": None,
+        "zeroshot_top1": None,
+        "train_images": len(known),
+        "test_images": len(asked),
+        "bad_images": count - len(known) - len(asked),
+    }
+
+
+@torch.inference_mode()
+def _features(
+    encoder: Encoder,
+    part: Part,
+    side: int,
+    batch_size: int,
+    numbers: dict[str, int],
+    meter: Meter,
+) -> tuple[Tensor, Tensor]:
+    """CLS of length 1 [pictures, width] and class numbers [pictures] of what could be read."""
+    device = next(encoder.model.parameters()).device
+    features = [torch.empty(0, encoder.cls_width, device=device)]
+    labels: list[int] = []
+    for places, pixels in pictures(part, side, batch_size):
+        cls, _ = encoder(normalise(pixels.to(device), encoder))
+        features.append(F.normalize(cls, dim=-1))
+        labels += [numbers[str(part.entries[place].label)] for place in places]
+        meter.advance(len(places))
+    return torch.cat(features), torch.tensor(labels, dtype=torch.int64, device=device)
+
+
+def _share(found: Tensor, truth: Tensor) -> float:
+    return (found == truth).double().mean().item()
