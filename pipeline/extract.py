@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from infra.catalog import Catalog, Snapshot, get_checked
+from infra.catalog import Snapshot, get_checked
 from infra.command import Outcome
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store

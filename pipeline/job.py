@@ -1,4 +1,4 @@
-"""What a worker is told: everything an extraction needs, as values that travel between processes."""
+"""What a worker is told: all that an extraction needs, as values that travel between processes."""
 
 from dataclasses import dataclass
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -90,7 +91,7 @@ def list_images(source: Source, key: bytes, limit: int | None) -> Listing:
     hashes = hash_texts((entry.key for entry in entries), key)
     order = sorted(range(len(entries)), key=lambda index: (hashes[index], entries[index].key))
     chosen = [entries[index] for index in order]
-    for one, other in zip(chosen, chosen[1:]):
+    for one, other in pairwise(chosen):
         if one.key == other.key:
             raise ConfigError(
                 f"images {source.url}: the key {one.key!r} stands twice; keys must be unique "
@@ -126,6 +127,11 @@ def grow_plan(
         for commit in generations:
             _refuse_other_views(catalog.store.url, commit, config.views)
         fresh = without_planned(catalog, generations, listing)
+        if generations and fresh.keys and len(fresh.keys) == len(listing.keys):
+            raise ConfigError(
+                f"{catalog.store.url}: holds the pictures of {generations[0].source}; none of them "
+                f"is in {source.url}. Give another `cache` for another data set"
+            )
         if not fresh.keys:
             return generations
         try:

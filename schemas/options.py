@@ -37,8 +37,12 @@ class BenchOptions(StrictModel):
     """Pictures to measure with; by default those of the quickstart."""
     limit: int = Field(32, ge=1)
     """Pictures that `extract` measures with."""
-    rows: int = Field(2048, ge=64)
-    """Rows of the synthetic cache that `loader` reads."""
+    cache: str | None = None
+    """The cache that `loader` reads."""
+    teacher: str = "teacher"
+    """Whose set `loader` reads."""
+    grid: Grid | None = None
+    """At which grid; needed where the teacher has several."""
     repeats: int = Field(3, ge=1)
     """Every figure is the median of this many runs, interleaved."""
     out: str = "tests/benchmarks/results"

@@ -61,6 +61,12 @@ def rows_per_shard_of(metadata: bytes) -> int:
     return int(json.loads(metadata)["chunk_grid"]["configuration"]["chunk_shape"][0])
 
 
+def shape_of(metadata: bytes) -> tuple[int, int, int]:
+    """(rows, tokens, channels) that a `zarr.json` states."""
+    rows, tokens, channels = json.loads(metadata)["shape"]
+    return int(rows), int(tokens), int(channels)
+
+
 def index_bytes(rows_per_shard: int) -> int:
     return ENTRY_BYTES * rows_per_shard + CRC_BYTES
 

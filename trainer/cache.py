@@ -108,6 +108,11 @@ class CacheReader:
     def teachers(self) -> dict[str, TeacherInfo]:
         return {name: reader.info for name, reader in self._sets.items()}
 
+    @property
+    def sets(self) -> dict[str, SetPath]:
+        """The feature set that each teacher's name means."""
+        return {name: reader.path for name, reader in self._sets.items()}
+
     def covered(self, generation: int) -> npt.NDArray[np.bool_]:
         """For each block of a generation: whether every set has it."""
         plan = self.generations[generation]
@@ -168,11 +173,8 @@ class _SetReader:
         self._refuse_other_rows(line, rows, plan_first_row + first, plan)
         ok = np.asarray(pc.equal(rows["status"], tables.OK))
         index = self._indices.get(place, lambda: self._index(line, generation))
-        grid, width = self.info.grid, self.info.patch_width
-        tokens = np.zeros((len(plan), grid * grid, width), np.float16)
-        self._read_tokens(line, index, inside, ok, tokens)
         return SetBlock(
-            tokens=tokens,
+            tokens=self._tokens(line, index, inside, ok),
             cls=self._cls(rows, ok),
             ok=ok,
             image_sha256=rows["image_sha256"].to_pylist(),
@@ -180,29 +182,36 @@ class _SetReader:
             pixels=self._pixels,
         )
 
-    def _read_tokens(
+    def _tokens(
         self,
         line: dict[str, Any],
         index: npt.NDArray[np.uint64],
         inside: int,
         ok: npt.NDArray[np.bool_],
-        out: Halves,
-    ) -> None:
+    ) -> Halves:
+        """Rows [inside, inside + len(ok)) of a shard, in one ranged read."""
         key = line["tokens_key"]
         entries = index[inside : inside + len(ok)]
         if not np.array_equal(shard.is_absent(entries), ~ok):
             raise self._damage(key, "its index and its CLS table disagree on which rows are good")
+        shape = (self.info.grid**2, self.info.patch_width)
         if not ok.any():
-            return
-        offsets = entries[ok].astype(np.int64)
-        start, end = int(offsets[0, 0]), int(offsets[-1].sum())
-        data = self._get_range(key, start, end)
-        for row, (offset, length) in zip(np.flatnonzero(ok), offsets.tolist()):
-            chunk = data[offset - start : offset - start + length]
-            body = shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + int(row))
-            if len(body) != out[row].nbytes:
-                raise self._damage(key, f"row {inside + int(row)} has {len(body)} bytes")
-            out[row] = np.frombuffer(body, "<f2").reshape(out.shape[1:])
+            return np.zeros((len(ok), *shape), np.float16)
+        size = shape[0] * shape[1] * 2 + shard.CRC_BYTES
+        start, count = int(entries[ok][0, 0]), int(ok.sum())
+        if not np.array_equal(entries[ok][:, 0], start + size * np.arange(count, dtype=np.uint64)):
+            raise self._damage(key, "its rows do not follow one another")
+        data = self._get_range(key, start, start + size * count)
+        for place, row in enumerate(np.flatnonzero(ok).tolist()):
+            chunk = data[place * size : (place + 1) * size]
+            shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + row)
+        # The rows as they lie, without a copy: a view that steps over each one's checksum.
+        rows = np.frombuffer(data, "<f2").reshape(count, -1)[:, : shape[0] * shape[1]]
+        if ok.all():
+            return rows.reshape(count, *shape)
+        tokens = np.zeros((len(ok), *shape), np.float16)
+        tokens[ok] = rows.reshape(count, *shape)
+        return tokens
 
     def _index(self, line: dict[str, Any], generation: int) -> npt.NDArray[np.uint64]:
         rows, key = self._shard_rows[generation], line["tokens_key"]

@@ -1,10 +1,12 @@
 """One suite, unchanged, over every object store."""
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,17 +155,20 @@ class TestMemoryStore(ObjectStoreContract):
         return MemoryStore()
 
 
-WRITE_FOR_EVER = """
+WRITE = """
 import sys
 from pathlib import Path
 from infra.store import LocalStore
-store = LocalStore(Path(sys.argv[1]))
-data = bytes(64 << 20)
 print("writing", flush=True)
-for number in range(10**6):
-    store.create(f"big/{number}", data)
-    (store.root / "big" / str(number)).rename(store.root / f"done{number % 2}")
+for number in range(1000):
+    LocalStore(Path(sys.argv[1])).create(f"big/{number}", bytes(32 << 20))
 """
+
+
+def file_sizes(root: Path) -> Iterator[int]:
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it may have got its name in between
+            yield path.stat().st_size if path.is_file() else 0
 
 
 class TestLocalStore(ObjectStoreContract):
@@ -173,20 +178,31 @@ class TestLocalStore(ObjectStoreContract):
 
     def test_create__a_killed_writer_leaves_no_object(self, tmp_path: Path) -> None:
         root = tmp_path / "cache"
-        command = [sys.executable, "-c", WRITE_FOR_EVER, str(root)]
+        command = [sys.executable, "-c", WRITE, str(root)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            partials = root / ".partial"
-            while not partials.exists() or not any(f.stat().st_size for f in partials.iterdir()):
-                assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            # In the middle of an object: something lies there that is not whole yet.
+            while not any(0 < size < 32 << 20 for size in file_sizes(root)):
+                if time.monotonic() > deadline:
+                    break
+            process.kill()
         store = LocalStore(root)
-        assert [key for key in store.keys("big/") if store.size(key) != 64 << 20] == []
+        assert {store.size(key) for key in store.keys("")} <= {32 << 20}
         assert all(not key.startswith(".partial") for key in store.keys(""))
         # Nothing that was left behind is in the way of the next writer.
-        store.create("big/0", b"whole")
-        assert store.get("big/0") == b"whole"
+        store.create("big/next", b"whole")
+        assert store.get("big/next") == b"whole"
+
+    def test_create__goes_on_after_a_short_write(
+        self, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data)[:7]))
+        values = np.arange(30, dtype="<f4").reshape(5, 6)
+        store.create("k", values.data)
+        assert store.get("k") == values.tobytes()
 
     def test_create__leaves_nothing_but_the_object(self, store: LocalStore) -> None:
         store.create("a/b", b"x")

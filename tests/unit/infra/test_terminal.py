@@ -5,7 +5,7 @@ from infra.terminal import Terminal, human_bytes
 
 
 def test_terminal__says_plainly_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "s3://b/[bold]x[/bold]/:key: " + "long " * 60
+    text = "s3://b/[bold]x[/bold]/x :key: " + "long " * 60
     Terminal().say(text)
     assert capsys.readouterr().out == f"{text}\n"
 

@@ -69,7 +69,7 @@ def test_encoder__tokens_are_row_major(name: str) -> None:
 
 
 def test_encoder__is_frozen_and_repeats() -> None:
-    encoder = build_timm("vit_tiny_patch16_224", {**SMALL, "drop_path_rate": 0.9}, "random:0")
+    encoder = build_timm("vit_tiny_patch16_224", {**SMALL, "proj_drop_rate": 0.5}, "random:0")
     cls, patches = encoder(pictures(32))
     assert not cls.requires_grad
     assert torch.equal(patches, encoder(pictures(32))[1])

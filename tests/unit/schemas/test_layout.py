@@ -11,6 +11,17 @@ SETS = st.builds(
     st.from_regex(r"[a-z0-9]{1,6}-[0-9a-f]{8}", fullmatch=True),
 )
 PLACES = st.tuples(SETS, st.integers(0, 10**7), st.integers(0, 10**8))
+# Few of each, so that two places often differ in one thing alone.
+NEAR_PLACES = st.tuples(
+    st.builds(
+        SetPath,
+        st.sampled_from(["0" * 12, "1" * 12]),
+        st.sampled_from([1, 11, 111]),
+        st.sampled_from(["fp16-00000000", "fp16-00000001"]),
+    ),
+    st.sampled_from([0, 1, 10, 10**6]),
+    st.sampled_from([0, 1, 10, 1024, 10**8]),
+)
 
 
 @given(SETS)
@@ -37,7 +48,7 @@ def keys_of(path: SetPath, generation: int, shard: int) -> dict[tuple[object, ..
     }
 
 
-@given(PLACES, PLACES)
+@given(NEAR_PLACES | PLACES, NEAR_PLACES | PLACES)
 def test_keys__are_equal_only_where_what_they_name_is(
     one: tuple[SetPath, int, int], other: tuple[SetPath, int, int]
 ) -> None:

@@ -31,6 +31,7 @@ def test_seal__round_trip(name: str, tokens: dict, cls: dict | None, images: int
 def test_seal__is_json_with_its_digest_last() -> None:
     data = seal(Columns(image="ü"))
     assert list(json.loads(data)) == ["image", "key", "label", "sha256"]
+    assert "ü".encode() in data
     body, _, tail = data.rpartition(b',"sha256":"')
     assert tail.decode().removesuffix('"}\n') == digest(body + b"}")
 
