@@ -173,6 +173,8 @@ class PlanReader:
     def _file(self, part: int) -> pq.ParquetFile:
         if part not in self._files:
             record = self.commit.parts[part]
+            # Once whole: page checksums do not cover a Parquet file's footer.
+            get_checked(self._store, record)
             self._files[part] = pq.ParquetFile(
                 pa.PythonFile(_RangedFile(self._store, record), mode="r"),
                 page_checksum_verification=True,

@@ -23,9 +23,9 @@ class Resources:
 
 
 @contextmanager
-def ray_session(terminal: Terminal) -> Iterator[tuple[Any, Resources]]:
+def ray_session(terminal: Terminal, actors: int) -> Iterator[tuple[Any, Resources]]:
     """Ray and what it offers: the cluster of `RAY_ADDRESS` (as under `ray job submit`), else one
-    started here and ended with the session."""
+    started here and ended with the session, with room for at least so many actors of one CPU."""
     # A token that an earlier Ray left in the home directory would lock this session out.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,7 +39,7 @@ def ray_session(terminal: Terminal) -> Iterator[tuple[Any, Resources]]:
         terminal.decide("ray", address, "RAY_ADDRESS is set")
     else:
         ray.init(
-            num_cpus=max(MIN_LOCAL_CPUS, cores),
+            num_cpus=max(MIN_LOCAL_CPUS, cores, actors),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -100,6 +100,11 @@ class FolderSource:
             info = found.get(name) or self._filesystem.info(name)
             stamp = info.get("ETag") or info.get("etag") or info.get("mtime") or ""
             key = name[len(self._root) :].lstrip("/")
+            if not key.isprintable():
+                raise ConfigError(
+                    f"images {self.url}: the file name {key!r} has characters that are no text; "
+                    "rename it"
+                )
             yield Entry(key, int(info["size"] or 0), str(stamp), path.parent.name)
 
     def read(self, key: str) -> bytes:
@@ -188,7 +193,15 @@ class ParquetSource:
 
 
 def _binary(images: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_struct(images.type):
+    """Bytes of an image column. Raises ConfigError where it is neither bytes nor such a struct."""
+    kind = images.type
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not is_struct and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ConfigError(
+            f"images: the image column is of type {kind}; encoded pictures as bytes, or a struct "
+            "with a field `bytes`, are expected. Set images.columns.image"
+        )
+    if is_struct:
         return pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
     return images
 

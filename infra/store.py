@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from infra.durable import make_folders, sync_folder, write_through
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
 
 Bytes = bytes | bytearray | memoryview
@@ -66,14 +67,14 @@ class LocalStore:
         target = self._path(key)
         partial = self.root / PARTIAL / uuid.uuid4().hex
         try:
-            _make_folders(target.parent)
-            _make_folders(partial.parent)
+            make_folders(target.parent)
+            make_folders(partial.parent)
             try:
-                _write_through(partial, data)
+                write_through(partial, data)
                 _link(partial, target, f"{self.url}: {key} exists already", key)
             finally:
                 partial.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise StoreError(f"{self.url}: writing {key} failed: {error}", key=key) from error
 
@@ -168,38 +169,8 @@ def _checked(key: str, url: str) -> str:
     return key
 
 
-def _make_folders(folder: Path) -> None:
-    """Create a folder and its parents, each of them durable in the one above."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _write_through(path: Path, data: Bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _link(partial: Path, target: Path, message: str, key: str) -> None:
     try:
         os.link(partial, target)
     except FileExistsError:
         raise AlreadyExists(message, key=key) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

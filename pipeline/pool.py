@@ -121,9 +121,10 @@ def ray_pool(job: Job, workers: Workers, tasks: int, terminal: Terminal) -> Iter
     """Actors for a job that has so many tasks.
 
     Raises:
-        ConfigError: the cluster has not the GPUs that one worker asks for.
+        ConfigError: the cluster has not the GPUs or CPUs that the workers ask for.
     """
-    with ray_session(terminal) as (ray, resources):
+    asked = 0 if workers.count == "auto" else workers.count
+    with ray_session(terminal, asked) as (ray, resources):
         gpus = _gpus(workers, resources)
         count, reason = _count(workers, resources, gpus, tasks)
         terminal.decide("workers", count, reason)
@@ -148,10 +149,15 @@ def _gpus(workers: Workers, resources: Resources) -> float:
 
 
 def _count(workers: Workers, resources: Resources, gpus: float, tasks: int) -> tuple[int, str]:
-    if workers.count != "auto":
-        return workers.count, "as configured"
     offered = int(resources.gpus / gpus) if gpus else resources.cpus
     unit = "GPU" if gpus else "CPU core"
+    if workers.count != "auto":
+        if workers.count > offered and (gpus or not resources.local):
+            raise ConfigError(
+                f"workers.count: {workers.count} workers need a {unit} each, the cluster has room "
+                f"for {offered}"
+            )
+        return workers.count, "as configured"
     if tasks < offered:
         return max(1, tasks), f"as many as there are spans, of {offered} {unit}s"
     return max(1, offered), f"one a {unit}"

@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as infra/cli.py has it
 
 TIERS = ("unit", "contract", "fault", "integration")
 """Folders of `tests`, the fast ones first; each is also a marker."""

@@ -19,12 +19,12 @@ from safetensors.torch import load as from_safetensors
 from torch import nn
 from torch.optim import Optimizer
 
+from infra.durable import sync_folder, write_through
 from infra.store import open_store
 from schemas.errors import DamageError, ResumeError, StoreError
 from schemas.sealed import digest, seal, unseal
 from schemas.strict import StrictModel
 from schemas.train_config import TrainConfig
-from trainer.durable import sync_folder, write_through
 from trainer.students import CHECKPOINT_WEIGHTS, RECORD, ModelRecord, record_bytes, weights_of
 
 STATE = "state.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from infra.durable import replace_file
 from schemas.errors import TeachonceError
-from trainer.durable import replace_file
 from trainer.losses import Parts
 
 FILE = "metrics.jsonl"

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from infra.durable import replace_file
 from infra.models.timm_encoder import Encoder, build_timm
 from infra.models.weights import load_weights, tensors_digest
 from schemas.errors import ConfigError, DamageError
 from schemas.names import ClsKind
 from schemas.strict import StrictModel
-from trainer.durable import replace_file
 
 TIMM = "timm:"
 PIXELS_PER_GRID = 16

@@ -37,7 +37,8 @@ class Encoder:
 
         Returns:
             CLS [batch, cls_width] and patch tokens [batch, tokens, patch_width], the latter in
-            row-major order, final norm applied, class and register tokens dropped.
+            row-major order, class and register tokens dropped; as timm's `forward_features` gives
+            them, which applies a final norm where the model has one before pooling.
         """
         features = self.model.forward_features(pixels)  # type: ignore[operator]
         if features.ndim == 4:

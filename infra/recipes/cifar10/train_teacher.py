@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from labelled_tensors import load
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from infra.devices import autocast
 from infra.models.timm_encoder import Encoder, build_timm
 from infra.models.weights import load_weights
 from infra.pixels.decode import silence_pillow
+from infra.recipes.cifar10.labelled_tensors import load
 from infra.terminal import Terminal
 from schemas.extract_config import ExtractConfig
 
@@ -44,10 +44,14 @@ PRECISION = "bfloat16"
 class Classifier(nn.Module):
     """The encoder's global vector, and a linear layer that is thrown away afterwards."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.backbone = encoder.model.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.backbone = encoder.model.requires_grad_(True)
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classify = nn.Linear(encoder.cls_width, classes)
         mean, std = (
             torch.tensor(values).reshape(-1, 1, 1)
@@ -84,7 +88,9 @@ def crops(pixels: Tensor, generator: torch.Generator) -> Tensor:
 @torch.inference_mode()
 def accuracy(model: Classifier, pixels: Tensor, labels: Tensor) -> float:
     model.eval()
-    found = torch.cat([model(batch.float()).argmax(dim=1) for batch in pixels.split(BATCH_SIZE)])
+    found = torch.cat(
+        [model(batch.float()).argmax(dim=1) for batch in torch.split(pixels, BATCH_SIZE)]
+    )
     return (found == labels).double().mean().item()
 
 
@@ -105,7 +111,7 @@ def train(model: Classifier, data: Path, side: int, epochs: int, seed: int) -> N
         model.train()
         order = torch.randperm(len(labels), generator=generator)
         with terminal.progress(f"epoch {epoch}", steps * BATCH_SIZE, "pictures") as meter:
-            for places in order[: steps * BATCH_SIZE].split(BATCH_SIZE):
+            for places in torch.split(order[: steps * BATCH_SIZE], BATCH_SIZE):
                 logits = model(crops(pixels[places], generator))
                 loss = F.cross_entropy(logits, labels[places], label_smoothing=LABEL_SMOOTHING)
                 optimizer.zero_grad()

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 
-def write_through(path: Path, data: bytes) -> None:
+def write_through(path: Path, data: bytes | bytearray | memoryview) -> None:
     """Write a file and wait until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
@@ -22,6 +22,17 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Create a folder and its parents, each of them durable in the one above."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,130 @@
+"""Tiny caches, made when they are needed: photographs, a configuration, an extraction in process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.command import Outcome
+from infra.store import ObjectStore
+from infra.terminal import Terminal
+from pipeline import verify
+from pipeline.extract import extract
+from pipeline.job import Job
+from pipeline.pool import LocalPool
+from schemas import shard
+from schemas.extract_config import ExtractConfig
+from schemas.options import VerifyOptions
+from schemas.records import PlanCommit, ShardCommit
+from schemas.sealed import unseal
+from schemas.strict import parse
+from tests.builders import photograph_bytes
+
+VIT = {"library": "timm", "model": "test_vit", "weights": "random:1"}
+"""16 px a patch, 64 channels, a class token."""
+CNN = {"library": "timm", "model": "test_resnet", "weights": "random:2"}
+"""32 px a patch, 96 channels, a mean."""
+Array = npt.NDArray[Any]
+
+
+class Quiet(Terminal):
+    """Keeps what it is told instead of printing it."""
+
+    def __init__(self) -> None:
+        super().__init__(to_stderr=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def pictures(folder: Path, count: int, first: int = 0) -> Path:
+    """`count` photographs in JPEG, none of them square, of fifteen sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first, first + count):
+        width, height = 41 + 9 * (seed % 5), 38 + 13 * (seed % 3)
+        data = photograph_bytes(seed, width, height)
+        (folder / f"{seed:04d}.jpg").write_bytes(data)
+    return folder
+
+
+def settings(cache: str | Path, source: str | Path, **changes: Any) -> dict[str, Any]:
+    """What a configuration file holds; one ViT at one small grid unless `changes` say more."""
+    return {
+        "cache": str(cache),
+        "images": {"source": str(source)},
+        "grids": [2],
+        "teachers": {"vit": VIT},
+        "workers": {"batch_size": 32, "gpus": 0, "count": 1, "decode_threads": 1},
+        **changes,
+    }
+
+
+def config_of(cache: str | Path, source: str | Path, **changes: Any) -> ExtractConfig:
+    return parse(ExtractConfig, settings(cache, source, **changes), "test")
+
+
+@contextmanager
+def local_pool(job: Job, tasks: int) -> Iterator[LocalPool]:
+    yield LocalPool(job)
+
+
+def extract_here(config: ExtractConfig) -> Outcome:
+    """The whole command without Ray, in this process."""
+    return extract(config, Quiet(), local_pool)
+
+
+def verify_here(cache: str | Path) -> Outcome:
+    return verify.run(VerifyOptions(cache=str(cache)), Quiet())
+
+
+def commits(store: ObjectStore) -> dict[str, ShardCommit]:
+    """Every shard's commit by its key, found by listing."""
+    return {
+        key: unseal(store.get(key), ShardCommit, key) for key in store.keys("commits/features/")
+    }
+
+
+def contents(store: ObjectStore) -> dict[str, Array | pa.Table]:
+    """Every committed number of a cache, without what may differ between two runs: attempts.
+
+    By the commit's key the stored tokens, NaN in bad rows, and the CLS table; by the part's place
+    the rows of the plan.
+    """
+    found: dict[str, Array | pa.Table] = {}
+    for key, commit in commits(store).items():
+        array = f"{commit.set}/{commit.generation:06d}/tokens/zarr.json"
+        metadata = store.get(array)
+        rows = shard.rows_per_shard_of(metadata)
+        row_shape = shard.shape_of(metadata)[1:]
+        data = store.get(commit.tokens.key)
+        found[f"{key} tokens"] = shard.decode(data, commit.tokens.key, row_shape, rows)
+        found[f"{key} cls"] = read_table(store, commit.cls.key)
+    for key in store.keys("commits/plan/"):
+        parts = unseal(store.get(key), PlanCommit, key).parts
+        # An etag of a local file is its time of change.
+        rows = pa.concat_tables(read_table(store, part.key) for part in parts)
+        found[key] = rows.drop_columns("etag")
+    return found
+
+
+def read_table(store: ObjectStore, key: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(store.get(key)))
+
+
+def assert_same(first: dict[str, Array | pa.Table], second: dict[str, Array | pa.Table]) -> None:
+    """Two caches' `contents` are equal to the bit."""
+    assert sorted(first) == sorted(second)
+    for key, value in first.items():
+        if isinstance(value, pa.Table):
+            assert value.equals(second[key]), key
+        else:
+            np.testing.assert_array_equal(value, second[key], err_msg=key)
