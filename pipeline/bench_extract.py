@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -25,7 +24,6 @@ from infra.terminal import Terminal
 from pipeline.extract import run as extract
 from pipeline.teachers import load_teacher
 from schemas.extract_config import ExtractConfig
-from schemas.names import Precision
 from schemas.options import BenchOptions
 
 CPU_MODEL, GPU_MODEL = "vit_small_patch16_224", "vit_large_patch16_224"
@@ -42,14 +40,14 @@ def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]
     with tempfile.TemporaryDirectory() as folder:
         source = options.images or str(photographs(Path(folder) / "photographs"))
         for repeat in range(options.repeats):
-            config = _config(f"{folder}/cache{repeat}", source, options.limit, gpu)
+            config = _config(f"{folder}/cache{repeat}", source, options, gpu)
             result = extract(config, terminal).result
             images = int(str(result["rows"])) // VIEWS
             our_rates.append(
                 int(str(result["teacher_forwards"])) / float(str(result["compute_seconds"]))
             )
             decode_seconds.append(float(str(result["decode_seconds"])) / images)
-            bare_rates.append(max(_bare_rate(config, images, count) for count in sorted(processes)))
+            bare_rates.append(max(_bare_rate(config, count) for count in sorted(processes)))
             terminal.say(f"repeat {repeat}: {our_rates[-1]:.2f} of {bare_rates[-1]:.2f} features/s")
     shares = [ours / bare for ours, bare in zip(our_rates, bare_rates)]
     return [
@@ -65,31 +63,31 @@ def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]
     ]
 
 
-def _config(cache: str, source: str, limit: int, gpu: bool) -> ExtractConfig:
+def _config(cache: str, source: str, options: BenchOptions, gpu: bool) -> ExtractConfig:
     model = GPU_MODEL if gpu else CPU_MODEL
+    precision = options.precision or ("bfloat16" if gpu else "float32")
     return ExtractConfig.model_validate(
         {
             "cache": cache,
-            "images": {"source": source, "limit": limit},
+            "images": {"source": source, "limit": options.limit},
             "views": {"per_image": VIEWS},
             "grids": GRIDS,
             "teachers": {"teacher": {"library": "timm", "model": model, "weights": "random:0"}},
             "calibration_images": 1,
-            "workers": {"batch_size": BATCH, "precision": "bfloat16" if gpu else "float32"},
+            "workers": {"batch_size": BATCH, "precision": precision},
         }
     )
 
 
-def _bare_rate(config: ExtractConfig, images: int, processes: int) -> float:
+def _bare_rate(config: ExtractConfig, processes: int) -> float:
     """Features per second of the forwards alone, from the first start to the last end."""
     context = get_context("spawn")
     barrier = context.Barrier(processes)
-    share = -(-images // processes)
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, context, _share_barrier, (barrier,)) as pool:
-        spans = list(pool.map(_bare_loop, [(config, share, threads)] * processes))
+        spans = list(pool.map(_bare_loop, [(config, threads)] * processes))
     seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-    return processes * share * VIEWS * len(GRIDS) / seconds
+    return processes * BATCH * len(GRIDS) / seconds
 
 
 _barriers: list[Barrier] = []
@@ -100,25 +98,23 @@ def _share_barrier(barrier: Barrier) -> None:
     _barriers.append(barrier)
 
 
-def _bare_loop(task: tuple[ExtractConfig, int, int]) -> tuple[float, float]:
-    """Forward ready tensors, as many and in the same batches as `images` images would need."""
-    config, images, threads = task
+def _bare_loop(task: tuple[ExtractConfig, int]) -> tuple[float, float]:
+    """Forward one ready batch at each grid; (start, end) of the machine's monotonic clock."""
+    config, threads = task
     torch.set_num_threads(threads)
-    precision: Precision = config.workers.precision
     device = pick_device().value
-    teacher = load_teacher(config.teachers["teacher"], precision, device)
+    teacher = load_teacher(config.teachers["teacher"], config.workers.precision, device)
     noise = np.random.default_rng(0)
-    sides = [grid * teacher.record.patch_pixels for grid in GRIDS]
-    ready = {
-        side: teacher.tensor(list(noise.integers(0, 256, (BATCH, side, side, 3), np.uint8)))
-        for side in sides
-    }
-    for side in sides:
-        teacher.forward(ready[side])
+    batches = []
+    for grid in GRIDS:
+        side = grid * teacher.record.patch_pixels
+        squares = noise.integers(0, 256, (BATCH, side, side, 3), np.uint8)
+        batches.append(teacher.tensor(list(squares)))
+        teacher.forward(batches[-1][:1])
     _barriers[0].wait()
     start = time.monotonic()
-    for side, _, first in product(sides, range(VIEWS), range(0, images, BATCH)):
-        teacher.forward(ready[side][: min(BATCH, images - first)])
+    for batch in batches:
+        teacher.forward(batch)
     if device == "cuda":
         torch.cuda.synchronize()
     return start, time.monotonic()

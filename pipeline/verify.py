@@ -121,12 +121,15 @@ def _check_shard(
     except (NotFound, DamageError) as error:
         findings.damage(array, str(error), missing=isinstance(error, NotFound))
         return
-    tokens = _check_object(store, commit.tokens, findings)
     table = _cls_table(store, path, commit, findings)
     if table is not None:
         _check_alignment(plans[commit.generation], commit, table, findings)
-    if tokens is not None:
-        _check_tokens(commit, tokens, rows_per_shard, table, findings)
+    try:
+        tokens = store.get(commit.tokens.key)
+    except NotFound:
+        findings.damage(commit.tokens.key, "is missing", missing=True)
+        return
+    _check_tokens(commit, tokens, rows_per_shard, table, findings)
 
 
 def _check_object(store: ObjectStore, record: ObjectRecord, findings: Findings) -> bytes | None:
@@ -187,20 +190,36 @@ def _check_tokens(
     table: pa.Table | None,
     findings: Findings,
 ) -> None:
+    """Names the rows that are damaged, as far as the index tells where they are."""
+    key = commit.tokens.key
     try:
-        index = shard.decode_index(tokens, commit.tokens.key, rows_per_shard)
-        absent = shard.is_absent(index)
-        view = memoryview(tokens)
-        for row in np.flatnonzero(~absent):
-            offset, length = (int(value) for value in index[row])
-            shard.check_chunk(view[offset : offset + length], commit.tokens.key, int(row))
+        index = shard.decode_index(tokens, key, rows_per_shard)
     except DamageError as error:
-        findings.damage(commit.tokens.key, str(error))
+        findings.damage(key, f"{error}: none of its rows can be found")
         return
-    if table is not None and len(table) == commit.rows:
+    absent = shard.is_absent(index)
+    damaged = []
+    for row in np.flatnonzero(~absent).tolist():
+        offset, length = (int(value) for value in index[row])
+        try:
+            shard.check_chunk(memoryview(tokens)[offset : offset + length], key, row)
+        except DamageError:
+            damaged.append(commit.first_row + row)
+    if damaged:
+        findings.damage(key, f"rows {_ranges(damaged)} of generation {commit.generation} damaged")
+    elif len(tokens) != commit.tokens.size or digest(tokens) != commit.tokens.sha256:
+        findings.damage(key, "is another object than its commit names")
+    elif table is not None and len(table) == commit.rows:
         bad = np.asarray(pc.equal(table["status"], tables.BAD))
         if not np.array_equal(absent[: commit.rows], bad) or not absent[commit.rows :].all():
-            findings.damage(commit.tokens.key, "holds other rows than its CLS table says are good")
+            findings.damage(key, "holds other rows than its CLS table says are good")
+
+
+def _ranges(rows: list[int]) -> str:
+    """Sorted rows as `3, 5-9`."""
+    cuts = np.flatnonzero(np.diff(rows) > 1) + 1
+    runs = np.split(np.asarray(rows), cuts)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _check_set(store: ObjectStore, path: SetPath, findings: Findings) -> None:

@@ -136,18 +136,20 @@ class ShardBuffer:
                 f"{error}; no commit names it, a dead attempt left it: remove it and run again",
                 key=key,
             ) from None
-        mine = self._tokens[present].reshape(sum(present), -1).astype(np.float32)
-        theirs = stored[: self.task.rows][present].reshape(mine.shape).astype(np.float32)
-        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
-        cosine = (mine * theirs).sum(axis=1) / np.maximum(norms, 1e-12)
-        worst = float(cosine.min(initial=1.0))
-        if not worst >= ADOPTION_COSINE:
-            raise DamageError(
-                f"{key}: an object that no commit names stands here and holds other rows "
-                f"(cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it): "
-                "remove it and run again",
-                key=key,
-            )
+        wanted = np.zeros(len(stored), bool)
+        wanted[: len(present)] = present
+        held = np.isfinite(stored).all(axis=(1, 2))
+        found = f"{held.sum()} good ones, not the {wanted.sum()} just computed"
+        if np.array_equal(held, wanted):
+            worst = _worst_cosine(self._tokens[present], stored[wanted])
+            if worst >= ADOPTION_COSINE:
+                return
+            found = f"cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it"
+        raise DamageError(
+            f"{key}: an object that no commit names stands here and holds other rows ({found}): "
+            "remove it and run again",
+            key=key,
+        )
 
     def _table(self, notes: list[RowNote]) -> pa.Table:
         first = self._global_first_row + self.task.first_row
@@ -168,6 +170,13 @@ class ShardBuffer:
             flat = pa.array(self._cls.reshape(-1))
             columns["cls"] = pa.FixedSizeListArray.from_arrays(flat, width)
         return pa.table(columns, schema=tables.cls_schema(width))
+
+
+def _worst_cosine(mine: npt.NDArray[np.float16], theirs: npt.NDArray[np.float16]) -> float:
+    """The smallest cosine between the rows [rows, tokens, channels] of two shards."""
+    a, b = (rows.reshape(len(rows), -1).astype(np.float32) for rows in (mine, theirs))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(axis=1) / np.maximum(norms, 1e-12)).min(initial=1.0))
 
 
 def _error(notes: list[RowNote]) -> ShardError:

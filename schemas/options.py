@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.extract_config import Columns
-from schemas.names import Grid
+from schemas.names import Grid, Precision
 from schemas.strict import StrictModel
 
 
@@ -35,8 +35,10 @@ class BenchOptions(StrictModel):
     """Which measurement."""
     images: str | None = None
     """Pictures to measure with; by default those of the quickstart."""
-    limit: int = Field(32, ge=1)
+    limit: int = Field(64, ge=1)
     """Pictures that `extract` measures with."""
+    precision: Precision | None = None
+    """Of the forward in `extract`; by default float32, on a GPU bfloat16."""
     cache: str | None = None
     """The cache that `loader` reads."""
     teacher: str = "teacher"

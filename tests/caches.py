@@ -1,4 +1,4 @@
-"""Tiny caches, made when they are needed: photographs, a configuration, an extraction in process."""
+"""Tiny caches: photographs, a configuration over them, and an extraction in this process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from infra.command import Outcome
 from infra.store import ObjectStore
@@ -23,7 +24,7 @@ from schemas.options import VerifyOptions
 from schemas.records import PlanCommit, ShardCommit
 from schemas.sealed import unseal
 from schemas.strict import parse
-from tests.builders import photograph_bytes
+from tests.builders import encoded, photograph, photograph_bytes
 
 VIT = {"library": "timm", "model": "test_vit", "weights": "random:1"}
 """16 px a patch, 64 channels, a class token."""
@@ -54,6 +55,33 @@ def pictures(folder: Path, count: int, first: int = 0) -> Path:
         data = photograph_bytes(seed, width, height)
         (folder / f"{seed:04d}.jpg").write_bytes(data)
     return folder
+
+
+def odd_pictures(folder: Path) -> tuple[set[str], set[str]]:
+    """Pictures that are sound though unusual, and files that are none; their names."""
+    picture = photograph(99, 53, 37)
+    sixteen = np.arange(53 * 37, dtype=np.uint16).reshape(37, 53) * 33
+    alpha = picture.copy()
+    alpha.putalpha(picture.convert("L"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sound = {
+        "one_pixel.png": encoded(picture.resize((1, 1))),
+        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
+        "sixteen_bit.png": encoded(Image.fromarray(sixteen)),
+        "animated.gif": encoded(picture, "GIF", save_all=True, append_images=[photograph(98)]),
+        "turned.jpg": encoded(picture, "JPEG", exif=turned),
+        "alpha.png": encoded(alpha),
+        "palette.png": encoded(picture.convert("P")),
+    }
+    unsound = {
+        "cut.jpg": photograph_bytes(97)[:600],
+        "empty.jpg": b"",
+        "text.jpg": b"these are words\n",
+    }
+    for name, data in (sound | unsound).items():
+        (folder / name).write_bytes(data)
+    return set(sound), set(unsound)
 
 
 def settings(cache: str | Path, source: str | Path, **changes: Any) -> dict[str, Any]:

@@ -38,6 +38,9 @@ WEIGHT_DECAY = 5e-4
 LABEL_SMOOTHING = 0.1
 SMALLEST_CROP = 0.5
 """Share of a picture's area; the crops of the extraction are then nothing new to the teacher."""
+SMALL_EPOCHS = 0.75
+"""Share of the epochs that see pictures of three quarters of the side: almost twice as fast, and
+the last ones at full size make up for it."""
 PRECISION = "bfloat16"
 
 
@@ -69,8 +72,8 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-def crops(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A random square crop of each picture at the picture's own size, half of them mirrored."""
+def crops(pixels: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A random square crop of each picture at `side` pixels, half of them mirrored."""
     count = len(pixels)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -81,7 +84,7 @@ def crops(pixels: Tensor, generator: torch.Generator) -> Tensor:
     boxes = torch.zeros(count, 2, 3)
     boxes[:, 0, 0], boxes[:, 1, 1] = zoom * mirror, zoom
     boxes[:, 0, 2], boxes[:, 1, 2] = (uniform(-1, 1) * (1 - zoom) for _ in range(2))
-    places = F.affine_grid(boxes, list(pixels.shape), align_corners=False)
+    places = F.affine_grid(boxes, [count, 3, side, side], align_corners=False)
     return F.grid_sample(pixels.float(), places, padding_mode="border", align_corners=False)
 
 
@@ -104,15 +107,17 @@ def train(model: Classifier, data: Path, side: int, epochs: int, seed: int) -> N
         model.parameters(), PEAK_LR, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LR, total_steps=epochs * steps, cycle_momentum=False
+        optimizer, PEAK_LR, epochs * steps, pct_start=0.2, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(1, epochs + 1):
         model.train()
+        small = epoch <= SMALL_EPOCHS * epochs
+        shown = side - side // 4 if small else side
         order = torch.randperm(len(labels), generator=generator)
         with terminal.progress(f"epoch {epoch}", steps * BATCH_SIZE, "pictures") as meter:
             for places in torch.split(order[: steps * BATCH_SIZE], BATCH_SIZE):
-                logits = model(crops(pixels[places], generator))
+                logits = model(crops(pixels[places], shown, generator))
                 loss = F.cross_entropy(logits, labels[places], label_smoothing=LABEL_SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,254 @@
+"""Reads a cache as somebody would who has only schemas/FORMAT.md: none of our code is imported.
+
+    python stranger.py CACHE ROWS
+
+Checks every seal, sum and count, recomputes ROWS rows of each feature set from the pictures, and
+prints what it found as JSON.
+"""
+
+import hashlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import zarr
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+
+if torch.version.cuda is None:  # torchvision beside a CPU torch: two operators it only names
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import timm
+
+Record = dict[str, Any]
+FINGERPRINTED = (
+    "library model arguments_json tensors_sha256 pixel_recipe pixel_mean pixel_std precision "
+    "patch_pixels patch_width cls_width cls_kind"
+).split()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Cache:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.constants = self.sealed("cache.json")
+        assert self.constants["format_version"] == 1
+        self.plan, self.generations = self._plan()
+        self.snapshot, self.shards = self._snapshot()
+
+    def sealed(self, key: str) -> Record:
+        """JSON whose last member is the digest of the line without it."""
+        line = (self.root / key).read_bytes().removesuffix(b"\n")
+        record: Record = json.loads(line)
+        member = f',"sha256":"{record["sha256"]}"}}'.encode()
+        assert line.endswith(member), key
+        assert sha256(line.removesuffix(member) + b"}") == record["sha256"], key
+        return record
+
+    def object(self, record: Record) -> bytes:
+        data = (self.root / record["key"]).read_bytes()
+        assert (len(data), sha256(data)) == (record["size"], record["sha256"]), record["key"]
+        return data
+
+    def _plan(self) -> tuple[list[Record], list[Record]]:
+        rows: list[Record] = []
+        generations = []
+        while (self.root / f"commits/plan/{len(generations):06d}.json").exists():
+            commit = self.sealed(f"commits/plan/{len(generations):06d}.json")
+            assert commit["first_row"] == len(rows)
+            for part in commit["parts"]:
+                rows += pq.read_table(pa.BufferReader(self.object(part))).to_pylist()
+            assert len(rows) == commit["first_row"] + commit["images"] * commit["views"]["per_image"]
+            self._check_order(commit, rows[commit["first_row"] :])
+            generations.append(commit)
+        return rows, generations
+
+    def _check_order(self, commit: Record, rows: list[Record]) -> None:
+        """Images in the order of their keyed hash; spans view-major."""
+        secret = bytes.fromhex(self.constants["order_key"])
+
+        def place(key: str) -> tuple[int, str]:
+            digest = hashlib.blake2b(key.encode(), digest_size=8, key=secret).digest()
+            return int.from_bytes(digest, "little"), key
+
+        keys = sorted({row["key"] for row in rows}, key=place)
+        expected: list[tuple[str, int]] = []
+        for first in range(0, len(keys), commit["span_images"]):
+            span = keys[first : first + commit["span_images"]]
+            expected += [(k, view) for view in range(commit["views"]["per_image"]) for k in span]
+        assert [(row["key"], row["view"]) for row in rows] == expected
+
+    def _snapshot(self) -> tuple[Record, list[Record]]:
+        newest = max((self.root / "commits/snapshots").glob("*.json")).name
+        snapshot = commit = self.sealed(f"commits/snapshots/{newest}")
+        lines = pq.read_table(pa.BufferReader(self.object(commit["table"]))).to_pylist()
+        while commit["parent"] is not None:
+            commit = self.sealed(f"commits/snapshots/{commit['parent']:06d}.json")
+            lines += pq.read_table(pa.BufferReader(self.object(commit["table"]))).to_pylist()
+        assert len(lines) == snapshot["shards"]
+        return snapshot, lines
+
+    def check_set(self, path: str) -> tuple[Record, Record]:
+        """A set's teacher and codec, each what its path says."""
+        _, fp12, grid, codec_name = path.split("/")
+        teacher = self.sealed(f"teachers/{fp12}/teacher.json")
+        parts = json.dumps({name: teacher[name] for name in FINGERPRINTED}, sort_keys=True)
+        assert sha256(parts.encode()) == teacher["fingerprint"]
+        assert teacher["fingerprint"][:12] == fp12
+        codec = self.sealed(f"{path}/codec.json")
+        assert codec_name == f"fp16-{sha256((self.root / path / 'codec.json').read_bytes())[:8]}"
+        measured = self.sealed(f"features/{fp12}/{grid}/calibration.json")
+        for kind in ("tokens", "cls"):
+            mean = np.array(measured[kind]["mean"])
+            std = np.sqrt(measured[kind]["variance"])
+            constant = std <= 1e-6 * np.sqrt(np.mean(mean**2 + std**2))
+            np.testing.assert_array_equal(np.float32(codec[kind]["mean"]), np.float32(mean))
+            expected = np.float32(np.where(constant, 1, std))
+            np.testing.assert_array_equal(np.float32(codec[kind]["std"]), expected)
+        return teacher, codec
+
+    def check_shard(self, line: Record) -> list[Record]:
+        """Every sum that a commit names; returns the CLS table's lines."""
+        name = f"{line['generation']:06d}/{line['shard'] // 1024}/{line['shard']}.json"
+        commit = self.sealed(f"commits/{line['set']}/{name}")
+        sealed = (self.root / f"commits/{line['set']}/{name}").read_bytes()
+        assert sha256(sealed) == line["commit_sha256"]
+        folder = self.root / line["set"]
+        array = (folder / f"{line['generation']:06d}/tokens/zarr.json").read_bytes()
+        assert sha256(array) == commit["array_sha256"]
+        assert sha256((folder / "codec.json").read_bytes()) == commit["codec_sha256"]
+        self.object(commit["tokens"])
+        told: list[Record] = pq.read_table(pa.BufferReader(self.object(commit["cls"]))).to_pylist()
+        first = self.generations[line["generation"]]["first_row"] + line["first_row"]
+        planned = self.plan[first : first + line["rows"]]
+        assert [row["row"] for row in told] == list(range(first, first + line["rows"]))
+        assert [(r["key"], r["view"]) for r in told] == [(r["key"], r["view"]) for r in planned]
+        assert [row["status"] for row in told].count("bad") == commit["bad"] == line["bad"]
+        assert commit["ok"] + commit["bad"] == commit["rows"] == len(told)
+        assert all((row["status"] == "bad") == bool(row["reason"]) for row in told)
+        return told
+
+
+def square(data: bytes, row: Record, views: Record, side: int) -> np.ndarray:
+    """Pixel recipe 1."""
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    orientation = picture.getexif().get(0x0112, 1)
+    if picture.mode == "I;16":
+        values = np.asarray(picture).astype(np.int64)
+        picture = Image.fromarray(((255 * values + 32767) // 65535).astype(np.uint8))
+    elif picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, rgba)
+    picture = picture.convert("RGB")
+    picture.getexif()[0x0112] = orientation
+    picture = ImageOps.exif_transpose(picture)
+    width, height = picture.size
+    left, top, w, h, mirrored = 0, 0, width, height, False
+    if row["draw_scale"] is not None:
+        low, high = views["crop_scale"]
+        area = (low + (high - low) * row["draw_scale"]) * width * height
+        aspect = math.exp((2 * row["draw_ratio"] - 1) * math.log(4 / 3))
+        w = min(width, max(1, round(math.sqrt(area * aspect))))
+        h = min(height, max(1, round(math.sqrt(area / aspect))))
+        left = math.floor(row["draw_x"] * (width - w + 1))
+        top = math.floor(row["draw_y"] * (height - h + 1))
+        mirrored = views["flip"] and row["draw_flip"] < 0.5
+    crop = picture.crop((left, top, left + w, top + h))
+    crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(ImageOps.mirror(crop) if mirrored else crop)
+
+
+def load_model(teacher: Record) -> torch.nn.Module:
+    arguments = {"num_classes": 0, **json.loads(teacher["arguments_json"])}
+    if teacher["cls_kind"] == "class_token":
+        arguments["dynamic_img_size"] = True
+    model: torch.nn.Module = timm.create_model(teacher["model"], **arguments)
+    model.load_state_dict(load_file(teacher["weights"]))
+    return model.eval()
+
+
+@torch.inference_mode()
+def features(model: Any, teacher: Record, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CLS [width] and tokens [tokens, width] of one square."""
+    fed = (torch.tensor(rgb) / 255 - torch.tensor(teacher["pixel_mean"])) / torch.tensor(
+        teacher["pixel_std"]
+    )
+    out = model.forward_features(fed.permute(2, 0, 1)[None])
+    if out.ndim == 4:
+        return model.forward_head(out, pre_logits=True)[0].numpy(), out[0].flatten(1).T.numpy()
+    return out[0, 0].numpy(), out[0, model.num_prefix_tokens :].numpy()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
+    """Recompute some good rows of a set: unusual pictures first, then a spread of the others."""
+    teacher, codec = cache.check_set(path)
+    side = int(path.split("/")[2][1:]) * teacher["patch_pixels"]
+    model = load_model(teacher)
+    lines = [line for line in cache.shards if line["set"] == path]
+    arrays = {
+        generation: zarr.open_array(cache.root / path / f"{generation:06d}" / "tokens", mode="r")
+        for generation in {line["generation"] for line in lines}
+    }
+    told = [(line["generation"], row) for line in lines for row in cache.check_shard(line)]
+    assert sorted(row["row"] for _, row in told) == list(range(len(cache.plan)))
+    for generation, row in told:
+        stored = arrays[generation][row["row"] - cache.generations[generation]["first_row"]]
+        assert np.isnan(stored).all() == np.isnan(stored).any() == (row["status"] == "bad")
+    good = [(generation, row) for generation, row in told if row["status"] == "ok"]
+    good.sort(key=lambda item: (item[1]["key"][0].isdigit(), item[1]["image_sha256"]))
+    found = []
+    for generation, row in good[:wanted]:
+        plan = cache.generations[generation]
+        data = Path(plan["source"], row["key"]).read_bytes()
+        assert hashlib.sha256(data).digest() == row["image_sha256"]
+        rgb = square(data, cache.plan[row["row"]], plan["views"], side)
+        same = hashlib.sha256(np.ascontiguousarray(rgb)).digest() == row["pixels_sha256"]
+        cls, tokens = features(model, teacher, rgb)
+        stored = arrays[generation][row["row"] - plan["first_row"]].astype(np.float32)
+        raw = np.float32(codec["tokens"]["mean"]) + np.float32(codec["tokens"]["std"]) * stored
+        raw_cls = np.float32(codec["cls"]["mean"]) + np.float32(codec["cls"]["std"]) * np.float32(
+            row["cls"]
+        )
+        found.append(
+            {
+                "key": row["key"],
+                "view": row["view"],
+                "pixels": same,
+                "tokens": min(cosine(a, b) for a, b in zip(raw, tokens)),
+                "cls": cosine(raw_cls, cls),
+            }
+        )
+    return found
+
+
+def main(root: Path, wanted: int) -> None:
+    cache = Cache(root)
+    paths = sorted({line["set"] for line in cache.shards})
+    fp12s = {path.split("/")[1] for path in paths}
+    assert fp12s == set(cache.snapshot["teachers"].values())
+    result = {path: check_rows(cache, path, wanted) for path in paths}
+    ours = {"schemas", "infra", "pipeline", "trainer", "teachonce", "tests"}
+    assert not ours & {name.partition(".")[0] for name in sys.modules}
+    print(json.dumps({"rows": len(cache.plan), "sets": result}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
