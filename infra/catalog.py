@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from infra.store import ObjectStore
 from schemas import layout, tables
 from schemas.errors import CacheError, DamageError, NotFound
+from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.names import FORMAT_VERSION
-from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit
+from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit, TeacherRecord
 from schemas.sealed import digest, unseal
 
 ROW_GROUPS_HELD = 256
@@ -48,15 +49,21 @@ class Catalog:
         self._refuse_other_version(data)
         self.record = unseal(data, CacheRecord, layout.CACHE)
 
-    def generations(self) -> list[PlanCommit]:
-        """Every generation of the plan, in order."""
+    def generations(self, at_least: int = 0) -> list[PlanCommit]:
+        """Every generation of the plan, in order. Raises DamageError if there are fewer than a
+        snapshot has counted."""
         found: list[PlanCommit] = []
         while True:
             key = layout.plan_commit(len(found))
             try:
-                found.append(unseal(self.store.get(key), PlanCommit, key))
+                commit = unseal(self.store.get(key), PlanCommit, key)
             except NotFound:
-                return found
+                break
+            self._refuse_other_number(key, len(found), commit.generation)
+            found.append(commit)
+        if len(found) < at_least:
+            raise DamageError(f"{self.store.url}: {key} is missing", key=key)
+        return found
 
     def latest_snapshot(self) -> int | None:
         """The newest snapshot's number: a listing's, then probed forward."""
@@ -70,9 +77,8 @@ class Catalog:
             number += 1
 
     def snapshot_commit(self, number: int) -> SnapshotCommit:
-        key = layout.snapshot_commit(number)
         try:
-            return unseal(self.store.get(key), SnapshotCommit, key)
+            return self._snapshot_commit(number)
         except NotFound:
             latest = self.latest_snapshot()
             raise CacheError(
@@ -86,10 +92,24 @@ class Catalog:
         parts = [self._snapshot_table(commit)]
         parent = commit.parent
         while parent is not None:
-            earlier = self.snapshot_commit(parent)
+            try:
+                earlier = self._snapshot_commit(parent)
+            except NotFound:
+                key = layout.snapshot_commit(parent)
+                raise DamageError(f"{self.store.url}: {key} is missing", key=key) from None
             parts.append(self._snapshot_table(earlier))
             parent = earlier.parent
         return Snapshot(commit, pa.concat_tables(reversed(parts)))
+
+    def _snapshot_commit(self, number: int) -> SnapshotCommit:
+        key = layout.snapshot_commit(number)
+        commit = unseal(self.store.get(key), SnapshotCommit, key)
+        self._refuse_other_number(key, number, commit.number)
+        return commit
+
+    def _refuse_other_number(self, key: str, expected: int, found: int) -> None:
+        if found != expected:
+            raise DamageError(f"{self.store.url}: {key} is the record of number {found}", key=key)
 
     def _snapshot_table(self, commit: SnapshotCommit) -> pa.Table:
         data = get_checked(self.store, commit.table)
@@ -126,6 +146,20 @@ def get_checked(store: ObjectStore, record: ObjectRecord) -> bytes:
             key=record.key,
         )
     return data
+
+
+def read_teacher(store: ObjectStore, fp12: str) -> TeacherRecord:
+    """A teacher's record, if it is the one that its folder names. Raises DamageError."""
+    key = layout.teacher(fp12)
+    try:
+        record = unseal(store.get(key), TeacherRecord, key)
+    except NotFound:
+        raise DamageError(f"{store.url}: {key} is missing", key=key) from None
+    if record.fingerprint[:FINGERPRINT_DIGITS] != fp12:
+        raise DamageError(
+            f"{store.url}: {key} is the record of teacher {record.fingerprint}", key=key
+        )
+    return record
 
 
 class PlanReader:

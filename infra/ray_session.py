@@ -39,6 +39,7 @@ def ray_session(terminal: Terminal, actors: int) -> Iterator[tuple[Any, Resource
         terminal.decide("ray", address, "RAY_ADDRESS is set")
     else:
         ray.init(
+            address="local",  # a cluster that runs here for somebody else is none of ours
             num_cpus=max(MIN_LOCAL_CPUS, cores, actors),
             include_dashboard=False,
             log_to_driver=False,

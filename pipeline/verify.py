@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader, Snapshot, get_checked
+from infra.catalog import Catalog, PlanReader, Snapshot, get_checked, read_teacher
 from infra.command import Outcome
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
 from pipeline.publish import read_commit
 from schemas import layout, shard, tables
+from schemas.codec import codec_record
 from schemas.errors import DamageError, NotFound
+from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.layout import SetPath
 from schemas.options import VerifyOptions
 from schemas.records import (
@@ -70,9 +72,9 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
     findings = Findings()
     try:
         catalog = Catalog(store)
-        generations = catalog.generations()
         number = catalog.latest_snapshot()
         snapshot = None if number is None else catalog.snapshot(number)
+        generations = catalog.generations(snapshot.commit.generations if snapshot else 0)
     except DamageError as error:
         findings.damage(str(error.__dict__.get("key", options.cache)), str(error))
         return _outcome(findings, [], None, terminal)
@@ -84,8 +86,8 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
         terminal.warn("no snapshot yet: extract has not finished")
         return _outcome(findings, generations, None, terminal)
     lines = snapshot.table.to_pylist()
-    for path in sorted({line["set"] for line in lines}):
-        _check_set(store, SetPath.parse(path), findings)
+    for path, codec_sha256 in sorted({(line["set"], line["codec_sha256"]) for line in lines}):
+        _check_set(store, SetPath.parse(path), codec_sha256, findings)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         terminal.progress("verify", sum(line["rows"] for line in lines), "rows") as meter,
@@ -150,11 +152,11 @@ def _cls_table(
     if data is None:
         return None
     try:
-        teacher_key = layout.teacher(path.fingerprint12)
-        teacher = unseal(store.get(teacher_key), TeacherRecord, teacher_key)
-        return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
-    except NotFound:
+        teacher = read_teacher(store, path.fingerprint12)
+    except DamageError:
         return None  # counted once, with the set
+    try:
+        return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
     except DamageError as error:
         findings.damage(commit.cls.key, str(error))
     return None
@@ -222,24 +224,34 @@ def _ranges(rows: list[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _check_set(store: ObjectStore, path: SetPath, findings: Findings) -> None:
-    """The sealed records beside a set's shards."""
-    records: list[tuple[str, type[Any]]] = [
-        (layout.teacher(path.fingerprint12), TeacherRecord),
-        (layout.calibration(path.fingerprint12, path.grid), Calibration),
-        (path.codec_json, CodecRecord),
-    ]
-    for key, kind in records:
-        _check_sealed(store, key, kind, findings)
+def _check_set(store: ObjectStore, path: SetPath, codec_sha256: str, findings: Findings) -> None:
+    """The sealed records beside a set's shards, each the one that belongs there."""
+    key = layout.teacher(path.fingerprint12)
+    teacher = _check_sealed(store, key, TeacherRecord, findings)
+    if teacher is not None and teacher.fingerprint[:FINGERPRINT_DIGITS] != path.fingerprint12:
+        findings.damage(key, f"is the record of teacher {teacher.fingerprint}")
+    codec = _check_sealed(store, path.codec_json, CodecRecord, findings)
+    if codec is not None and digest(seal(codec)) != codec_sha256:
+        findings.damage(path.codec_json, "is another codec than the commits name")
+        codec = None
+    key = layout.calibration(path.fingerprint12, path.grid)
+    calibration = _check_sealed(store, key, Calibration, findings)
+    if codec is None or calibration is None:
+        return
+    if codec_record(codec.tokens_codec, calibration) != codec:
+        findings.damage(key, f"is another measurement than {path.codec_json} derives from")
 
 
-def _check_sealed(store: ObjectStore, key: str, kind: type[Record], findings: Findings) -> None:
+def _check_sealed(
+    store: ObjectStore, key: str, kind: type[Record], findings: Findings
+) -> Record | None:
     try:
-        unseal(store.get(key), kind, key)
+        return unseal(store.get(key), kind, key)
     except NotFound:
         findings.damage(key, "is missing", missing=True)
     except DamageError as error:
         findings.damage(key, str(error))
+    return None
 
 
 def _coverage(

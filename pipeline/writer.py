@@ -139,14 +139,14 @@ class ShardBuffer:
         wanted = np.zeros(len(stored), bool)
         wanted[: len(present)] = present
         held = np.isfinite(stored).all(axis=(1, 2))
-        found = f"{held.sum()} good ones, not the {wanted.sum()} just computed"
+        what = f"{held.sum()} good ones, not the {wanted.sum()} just computed"
         if np.array_equal(held, wanted):
             worst = _worst_cosine(self._tokens[present], stored[wanted])
             if worst >= ADOPTION_COSINE:
                 return
-            found = f"cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it"
+            what = f"cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it"
         raise DamageError(
-            f"{key}: an object that no commit names stands here and holds other rows ({found}): "
+            f"{key}: an object that no commit names stands here and holds other rows ({what}): "
             "remove it and run again",
             key=key,
         )

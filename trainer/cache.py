@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader, get_checked
+from infra.catalog import Catalog, PlanReader, get_checked, read_teacher
 from infra.store import ObjectStore, open_store
-from schemas import layout, shard, tables
+from schemas import shard, tables
 from schemas.errors import CacheError, ConfigError, DamageError, NotFound
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
-from schemas.records import ObjectRecord, TeacherRecord
-from schemas.sealed import digest, unseal
+from schemas.records import ObjectRecord
+from schemas.sealed import digest
 
 Halves = npt.NDArray[np.float16]
 HELD_SHARDS = 512
@@ -90,7 +90,8 @@ class CacheReader:
             raise CacheError(f"{cache}: has no snapshot yet; let extract finish first")
         pinned = catalog.snapshot(number)
         self.record, self.snapshot = catalog.record, number
-        self.generations = catalog.generations()[: pinned.commit.generations]
+        counted = pinned.commit.generations
+        self.generations = catalog.generations(at_least=counted)[:counted]
         self._plans = [PlanReader(self._store, commit) for commit in self.generations]
         wanted = dict.fromkeys(pinned.commit.teachers) if teachers is None else teachers
         self._sets: dict[str, _SetReader] = {}
@@ -138,8 +139,7 @@ class _SetReader:
 
     def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table) -> None:
         self._store, self.path = store, path
-        key = layout.teacher(path.fingerprint12)
-        record = unseal(store.get(key), TeacherRecord, key)
+        record = read_teacher(store, path.fingerprint12)
         self.info = TeacherInfo(record.fingerprint, path.grid, record.patch_width, record.cls_width)
         self._pixels = path.grid * record.patch_pixels
         self._schema = tables.cls_schema(record.cls_width)

@@ -30,9 +30,9 @@ import timm
 
 Record = dict[str, Any]
 FINGERPRINTED = (
-    "library model arguments_json tensors_sha256 pixel_recipe pixel_mean pixel_std precision "
-    "patch_pixels patch_width cls_width cls_kind"
-).split()
+    *("library", "model", "arguments_json", "tensors_sha256", "pixel_recipe", "pixel_mean"),
+    *("pixel_std", "precision", "patch_pixels", "patch_width", "cls_width", "cls_kind"),
+)
 
 
 def sha256(data: bytes) -> str:
@@ -69,7 +69,9 @@ class Cache:
             assert commit["first_row"] == len(rows)
             for part in commit["parts"]:
                 rows += pq.read_table(pa.BufferReader(self.object(part))).to_pylist()
-            assert len(rows) == commit["first_row"] + commit["images"] * commit["views"]["per_image"]
+            assert (
+                len(rows) == commit["first_row"] + commit["images"] * commit["views"]["per_image"]
+            )
             self._check_order(commit, rows[commit["first_row"] :])
             generations.append(commit)
         return rows, generations

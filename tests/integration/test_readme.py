@@ -74,4 +74,3 @@ def test_flags__exist() -> None:
     for command in COMMANDS.values():
         known |= {".".join(path).replace("_", "-") for path, _ in fields(load(command.config))}
     assert set(re.findall(r"(?<= |`)--([a-z][a-z.-]*)", README)) - {"working-dir"} <= known
-

@@ -29,11 +29,12 @@ def split(source: Path, out: Path) -> dict[str, int]:
     order = np.argsort(hash_texts(map(str, table["path"].to_pylist()), SPLIT_KEY), kind="stable")
     val_rows = len(order) // VAL_SHARE
     out.mkdir(parents=True, exist_ok=True)
-    # Validation last: whoever finds it finds the other part whole.
+    # Validation last, and each by a rename: whoever finds it finds both parts whole.
     parts = {"train": order[val_rows:], "val": order[:val_rows]}
     for name, places in parts.items():
-        part = table.take(np.sort(places))
-        pq.write_table(part, out / f"{name}.parquet", row_group_size=ROWS_PER_GROUP)
+        half = out / f"{name}.part"
+        pq.write_table(table.take(np.sort(places)), half, row_group_size=ROWS_PER_GROUP)
+        half.rename(out / f"{name}.parquet")
     return {name: len(places) for name, places in parts.items()}
 
 

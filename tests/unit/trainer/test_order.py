@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +31,7 @@ def sequence(
 
 
 @given(SIZES, SEEDS, EPOCHS, WINDOWS)
-def test_windows__have_every_row_once(
-    sizes: list[int], seed: int, epoch: int, window: int
-) -> None:
+def test_windows__have_every_row_once(sizes: list[int], seed: int, epoch: int, window: int) -> None:
     rows = sequence(table(sizes), seed, epoch, window=window)
     assert sorted(rows) == [
         (block * BLOCK_ROWS, row) for block, size in enumerate(sizes) for row in range(size)
@@ -77,7 +77,7 @@ def test_windows__mix_the_rows_of_their_blocks_and_no_others() -> None:
     rows = sequence(blocks, window=4)
     halves = [{first for first, _ in half} for half in (rows[:128], rows[128:])]
     assert [len(half) for half in halves] == [4, 4]
-    changes = sum(one[0] != other[0] for one, other in zip(rows, rows[1:]))
+    changes = sum(one[0] != other[0] for one, other in pairwise(rows))
     assert changes > 150  # 191 expected of a fair shuffle; 7 without one
 
 

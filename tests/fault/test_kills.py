@@ -1,0 +1,129 @@
+"""Real processes, killed half way: the driver, and a Ray worker."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.store import LocalStore
+from tests.caches import (
+    Array,
+    assert_same,
+    commits,
+    config_of,
+    contents,
+    extract_here,
+    pictures,
+    settings,
+    verify_here,
+)
+from tests.processes import (
+    by_module,
+    config_file,
+    descendants,
+    ended,
+    is_running,
+    kill,
+    run,
+    start,
+    title,
+    until,
+)
+
+PICTURES, WORKERS = 320, 2
+SHARDS = PICTURES * 2 // 32
+SETTINGS: dict[str, Any] = {
+    "views": {"per_image": 2},
+    "grids": [8],
+    "workers": {"batch_size": 32, "gpus": 0, "count": WORKERS, "decode_threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("kills"), PICTURES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    """By a run in this process, with a worker's threads: bits depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    try:
+        cache = tmp_path_factory.mktemp("undisturbed")
+        extract_here(config_of(cache, source, **SETTINGS))
+    finally:
+        torch.set_num_threads(threads)
+    return contents(LocalStore(cache))
+
+
+class Killed:
+    """An extraction to be killed, and what was committed at that moment."""
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        self.cache = folder / "cache"
+        self.store = LocalStore(self.cache)
+        values = settings(self.cache, source, **SETTINGS)
+        self.words = (by_module("extract"), "--config", config_file(folder / "c.yaml", values))
+
+    def wait_for_commits(self, count: int) -> None:
+        until(lambda: len(commits(self.store)) >= count)
+
+    def committed(self) -> dict[Path, int]:
+        """Every object of a committed shard, and when it was written."""
+        keys: list[str] = []
+        for key, commit in commits(self.store).items():
+            keys += [key, commit.tokens.key, commit.cls.key]
+        return {self.cache / key: (self.cache / key).stat().st_mtime_ns for key in keys}
+
+    def assert_kept(self, before: dict[Path, int]) -> None:
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def workers_of(driver: int) -> list[int]:
+    workers = [pid for pid in descendants(driver) if title(pid).startswith("ray::Worker")]
+    assert len(workers) == WORKERS
+    return workers
+
+
+@pytest.fixture
+def job(tmp_path: Path, source: Path) -> Killed:
+    return Killed(tmp_path, source)
+
+
+def test_extract__driver_killed_half_way(job: Killed, undisturbed: dict[str, Array]) -> None:
+    with start(*job.words) as process:
+        job.wait_for_commits(4)
+        workers = workers_of(process.pid)
+        kill(process.pid)
+        process.wait()
+        until(lambda: not any(map(is_running, workers)), seconds=30)
+    before = job.committed()
+    done = len(before) // 3
+    assert 4 <= done < SHARDS
+    rerun = run(*job.words)
+    assert rerun.status == 0, rerun.stderr
+    assert rerun.result["shards_written"] == SHARDS - done
+    assert rerun.result["shards_reused"] == done
+    assert rerun.result["teacher_forwards"] == (SHARDS - done) * 32
+    job.assert_kept(before)
+    assert_same(contents(job.store), undisturbed)
+    assert verify_here(job.cache).status == 0
+
+
+def test_extract__a_worker_killed_half_way(job: Killed, undisturbed: dict[str, Array]) -> None:
+    with start(*job.words) as process:
+        job.wait_for_commits(4)
+        kill(workers_of(process.pid)[0])
+        before = job.committed()
+        stdout, stderr = process.communicate(timeout=120)
+    done = ended(process.returncode, stdout, stderr)
+    assert done.status == 0, stderr
+    assert 4 <= len(before) // 3 < SHARDS
+    assert done.result["shards"] == SHARDS
+    assert done.result["ok"] == PICTURES * 2
+    job.assert_kept(before)
+    assert_same(contents(job.store), undisturbed)
+    assert verify_here(job.cache).status == 0

@@ -1,0 +1,131 @@
+"""Commands as users run them: real processes, found and ended by their own ids."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.builders import ROOT
+
+EXTRACT_BY_PATH = (str(ROOT / "pipeline" / "extract.py"),)
+TRAIN_BY_PATH = (str(ROOT / "trainer" / "train.py"),)
+
+
+def by_module(command: str) -> tuple[str, ...]:
+    return ("-m", "infra.cli", command)
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    result: dict[str, Any]
+    """The JSON object on the last line of standard output."""
+    stdout: str
+    stderr: str
+
+
+def config_file(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(
+    how: tuple[str, ...],
+    *words: object,
+    timeout: float = 120,
+    environment: dict[str, str] | None = None,
+) -> Ended:
+    """Run a command with `--json` to its end."""
+    with start(how, *words, environment=environment) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
+    return ended(process.returncode, stdout, stderr)
+
+
+def ended(status: int, stdout: str, stderr: str) -> Ended:
+    lines = stdout.splitlines()
+    return Ended(status, json.loads(lines[-1]) if lines else {}, stdout, stderr)
+
+
+@contextmanager
+def start(
+    how: tuple[str, ...], *words: object, environment: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """A command with `--json`, in a process group of its own; whatever is left of it is killed."""
+    inherited = environment or os.environ
+    process = subprocess.Popen(
+        [sys.executable, *how, *map(str, words), "--json"],
+        cwd=ROOT,
+        env={name: value for name, value in inherited.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A runner in the background ignores Ctrl-C, and what it starts would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in [*descendants(process.pid), process.pid]:
+                kill(pid)
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> Any:
+    """Wait for something, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.05)
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(path.parent.name)] = int(fields[1])
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def title(pid: int) -> str:
+    """A process's command line."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
