@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from infra.store import ObjectStore
 from schemas import layout, tables
 from schemas.errors import CacheError, DamageError, NotFound
-from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.names import FORMAT_VERSION
 from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit, TeacherRecord
 from schemas.sealed import digest, unseal
@@ -67,8 +66,7 @@ class Catalog:
 
     def latest_snapshot(self) -> int | None:
         """The newest snapshot's number: a listing's, then probed forward."""
-        listed = [int(key[-11:-5]) for key in self.store.keys(layout.SNAPSHOT_COMMITS)]
-        number = max(listed, default=0)
+        number = max(layout.numbers(self.store.keys(layout.SNAPSHOT_COMMITS)), default=0)
         while True:
             try:
                 self.store.size(layout.snapshot_commit(number + 1))
@@ -155,7 +153,7 @@ def read_teacher(store: ObjectStore, fp12: str) -> TeacherRecord:
         record = unseal(store.get(key), TeacherRecord, key)
     except NotFound:
         raise DamageError(f"{store.url}: {key} is missing", key=key) from None
-    if record.fingerprint[:FINGERPRINT_DIGITS] != fp12:
+    if record.fingerprint12 != fp12:
         raise DamageError(
             f"{store.url}: {key} is the record of teacher {record.fingerprint}", key=key
         )

@@ -9,6 +9,7 @@ import json
 import re
 import signal
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,10 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
     except TeachonceError as error:
         print(f"teachonce {name}: {error}", file=sys.stderr)
         outcome = Outcome({"error": str(error)}, error.exit_status)
+    except Exception as error:
+        # A fault of ours: say everything, and still answer a program that waits for the object.
+        traceback.print_exc()
+        outcome = Outcome({"error": f"{type(error).__name__}: {error}"}, 1)
     except KeyboardInterrupt:
         print(f"teachonce {name}: stopped; what was committed stays", file=sys.stderr)
         outcome = Outcome({"error": "interrupted"}, 130)

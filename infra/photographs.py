@@ -4,10 +4,10 @@
 """
 
 import importlib.util
-import shutil
 import sys
 from pathlib import Path
 
+from infra.durable import replace_file
 from schemas.errors import ConfigError
 
 NAMES = (
@@ -42,7 +42,7 @@ def photographs(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         if not (folder / name).exists():
-            shutil.copyfile(Path(spec.origin).parent / "data" / name, folder / name)
+            replace_file(folder / name, (Path(spec.origin).parent / "data" / name).read_bytes())
     return folder
 
 

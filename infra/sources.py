@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import ConfigError, ImageError
+from schemas.errors import ConfigError, ImageError, SourceError
 from schemas.extract_config import Columns
 
 SUFFIXES = frozenset(
@@ -45,7 +45,12 @@ class Source(Protocol):
         """Every picture once; labels where the source has them."""
 
     def read(self, key: str) -> bytes:
-        """The encoded picture. Raises ImageError where it cannot be read."""
+        """The encoded picture.
+
+        Raises:
+            ImageError: it is gone (`missing`), or may not be read: a fact about this picture.
+            SourceError: reading failed for another reason, which may pass.
+        """
 
 
 def open_source(url: str, columns: Columns) -> Source:
@@ -63,8 +68,10 @@ def open_source(url: str, columns: Columns) -> Source:
     # What is there comes before what looks like a pattern: names may have brackets in them.
     if filesystem.isfile(path) and _is_parquet(path):
         return ParquetSource(url, filesystem, [path], columns)
+    if filesystem.isfile(path) and _is_picture(path):
+        return FolderSource(url, filesystem, path.rpartition("/")[0], [path])
     if filesystem.isdir(path):
-        names = sorted(filter(_is_parquet, filesystem.ls(path, detail=False)))
+        names = _parquet_alone(filesystem, path)
         if names:
             return ParquetSource(url, filesystem, names, columns)
         return FolderSource(url, filesystem, path, None)
@@ -74,12 +81,27 @@ def open_source(url: str, columns: Columns) -> Source:
             return ParquetSource(url, filesystem, names, columns)
         return FolderSource(url, filesystem, _fixed_part(path), names)
     raise ConfigError(
-        f"images {url}: nothing is there; give a folder of pictures, a glob, or a .parquet file"
+        f"images {url}: no picture, Parquet file or folder is there; give a folder of pictures, a "
+        "glob, or a .parquet file"
     )
 
 
 def _is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
+
+
+def _is_picture(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
+def _parquet_alone(filesystem: Any, folder: str) -> list[str]:
+    """The Parquet files below a folder, if there are no pictures beside them."""
+    names: list[str] = []
+    for path, _, files in filesystem.walk(folder):
+        if any(map(_is_picture, files)):
+            return []
+        names += [f"{path}/{name}" for name in files if _is_parquet(name)]
+    return sorted(names)
 
 
 class FolderSource:
@@ -92,26 +114,36 @@ class FolderSource:
         self._names = names
 
     def entries(self) -> Iterator[Entry]:
-        found = self._filesystem.find(self._root, detail=True)
-        for name in sorted(found if self._names is None else self._names):
-            path = PurePosixPath(name)
-            if path.suffix.lower() not in SUFFIXES:
+        if self._names is None:
+            found = self._filesystem.find(self._root, detail=True)
+        else:
+            found = {name: self._filesystem.info(name) for name in self._names}
+        for name, info in sorted(found.items()):
+            # Neither pipes nor devices: reading one may never end.
+            if not _is_picture(name) or info["type"] != "file":
                 continue
-            info = found.get(name) or self._filesystem.info(name)
             stamp = info.get("ETag") or info.get("etag") or info.get("mtime") or ""
             key = name[len(self._root) :].lstrip("/")
-            if not key.isprintable():
+            try:
+                key.encode()
+            except UnicodeEncodeError:
                 raise ConfigError(
-                    f"images {self.url}: the file name {key!r} has characters that are no text; "
-                    "rename it"
-                )
-            yield Entry(key, int(info["size"] or 0), str(stamp), path.parent.name)
+                    f"images {self.url}: the file name {key!r} is not UTF-8; rename it"
+                ) from None
+            yield Entry(key, int(info["size"] or 0), str(stamp), PurePosixPath(name).parent.name)
 
     def read(self, key: str) -> bytes:
         try:
             return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ImageError("is no longer in the data set", missing=True) from None
+        except PermissionError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
+        except OSError as error:
+            raise SourceError(
+                f"images {self.url}: reading {key} failed: {error.strerror or error}; what was "
+                "committed stays, run again when the data set can be read"
+            ) from None
 
 
 class ParquetSource:
@@ -140,11 +172,16 @@ class ParquetSource:
             wanted = [self._columns.key, self._columns.image]
             has_label = self._columns.label in present
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, wanted + [self._columns.label] * has_label)
+                table = self._read(number, group, wanted + [self._columns.label] * has_label)
                 keys = table[self._columns.key].to_pylist()
                 images = _binary(table[self._columns.image])
                 labels = table[self._columns.label].to_pylist() if has_label else None
                 for index, key in enumerate(keys):
+                    if key is None:
+                        raise ConfigError(
+                            f"images {self.url}: a row of {name} has no {self._columns.key!r}; "
+                            "every picture needs a key"
+                        )
                     size = len(images[index].as_buffer() or b"")
                     label = None if labels is None or labels[index] is None else str(labels[index])
                     yield Entry(str(key), size, f"{size}", label)
@@ -154,7 +191,7 @@ class ParquetSource:
             if self._places is None:
                 self._places = self._index()
             if key not in self._places:
-                raise ImageError("is no longer in the data set")
+                raise ImageError("is no longer in the data set", missing=True)
             number, group, row = self._places[key]
             images = self._group(number, group)
         return bytes(images[row].as_py() or b"")
@@ -162,9 +199,8 @@ class ParquetSource:
     def _index(self) -> dict[str, tuple[int, int, int]]:
         places: dict[str, tuple[int, int, int]] = {}
         for number in range(len(self._names)):
-            file = self._open(number)
-            for group in range(file.num_row_groups):
-                column = file.read_row_group(group, [self._columns.key])[self._columns.key]
+            for group in range(self._open(number).num_row_groups):
+                column = self._read(number, group, [self._columns.key])[self._columns.key]
                 for row, key in enumerate(column.to_pylist()):
                     places[str(key)] = (number, group, row)
         return places
@@ -172,7 +208,7 @@ class ParquetSource:
     def _group(self, number: int, group: int) -> pa.ChunkedArray:
         place = (number, group)
         if place not in self._groups:
-            table = self._open(number).read_row_group(group, [self._columns.image])
+            table = self._read(number, group, [self._columns.image])
             self._groups[place] = _binary(table[self._columns.image])
             while len(self._groups) > 1 and self._bytes_held() > PARQUET_BYTES_HELD:
                 self._groups.popitem(last=False)
@@ -182,12 +218,20 @@ class ParquetSource:
     def _bytes_held(self) -> int:
         return sum(images.nbytes for images in self._groups.values())
 
+    def _read(self, number: int, group: int, columns: list[str]) -> pa.Table:
+        try:
+            return self._open(number).read_row_group(group, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"images {self._names[number]}: row group {group} cannot be read: {error}; restore "
+                "the file and run again"
+            ) from None
+
     def _open(self, number: int) -> pq.ParquetFile:
         if number not in self._files:
-            handle = self._filesystem.open(self._names[number])
             try:
-                self._files[number] = pq.ParquetFile(handle)
-            except pa.ArrowInvalid as error:
+                self._files[number] = pq.ParquetFile(self._filesystem.open(self._names[number]))
+            except (pa.ArrowException, OSError) as error:
                 raise ConfigError(f"images {self._names[number]}: {error}") from None
         return self._files[number]
 

@@ -25,7 +25,7 @@ from pipeline.planning import (
     draws_of,
     list_images,
     order_key,
-    without_planned,
+    unplanned,
 )
 from pipeline.teachers import load_teacher
 from schemas import layout
@@ -47,7 +47,7 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
     source = open_source(config.images.source, config.images.columns)
     teachers = describe_teachers(config, terminal)
     listing = list_images(source, order_key(config.views.seed), config.images.limit)
-    generations, fresh = _existing_plan(store, listing)
+    generations, fresh = _existing_plan(store, listing, config, source)
     planned = sum(plan.rows for plan in generations)
     new_rows = len(fresh.keys) * config.views.per_image
     forwards = {
@@ -60,7 +60,7 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
     )
     seconds, epoch_seconds = _time(config, source, teachers, listing, forwards)
     breakeven = None
-    if seconds is not None and epoch_seconds:
+    if seconds and epoch_seconds:
         breakeven = round(seconds / epoch_seconds, 2)
     result: dict[str, object] = {
         "rows": planned + new_rows,
@@ -84,7 +84,9 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
     return Outcome(result)
 
 
-def _existing_plan(store: ObjectStore, listing: Listing) -> tuple[list[PlanCommit], Listing]:
+def _existing_plan(
+    store: ObjectStore, listing: Listing, config: ExtractConfig, source: Source
+) -> tuple[list[PlanCommit], Listing]:
     try:
         catalog = Catalog(store)
     except CacheError:
@@ -94,7 +96,7 @@ def _existing_plan(store: ObjectStore, listing: Listing) -> tuple[list[PlanCommi
             return [], listing
         raise
     generations = catalog.generations()
-    return generations, without_planned(catalog, generations, listing)
+    return generations, unplanned(catalog, generations, listing, config.views, source)
 
 
 def _missing_rows(
@@ -106,7 +108,7 @@ def _missing_rows(
 ) -> int:
     """Rows of the plan as it stands for which one (teacher, grid) has no committed shard."""
     rows = sum(plan.rows for plan in generations)
-    fp12 = teacher.record.fingerprint[:12]
+    fp12 = teacher.record.fingerprint12
     key = layout.calibration(fp12, grid)
     try:
         calibration = unseal(store.get(key), Calibration, key)

@@ -18,14 +18,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import pyarrow.compute as pc
+
 from infra.catalog import Snapshot, get_checked
 from infra.command import Outcome
+from infra.devices import pick_device
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline import sets as feature_sets
 from pipeline.job import FeatureSet, Job, ShardTask, SpanReport, SpanTask, TeacherTask
-from pipeline.planning import grow_plan, open_or_create_cache
+from pipeline.planning import grow_plan, open_or_create_cache, span_count
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import publish
 from pipeline.teachers import load_teacher
@@ -60,18 +63,20 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     generations = grow_plan(catalog, config, source, terminal)
     if not generations:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
-        return Outcome(_result(Work(), None, [], start))
+        return Outcome(_result(Work(), None, 0, 0, start))
     work = _Extraction(config, terminal, store, source, teachers, generations).run(pool_maker)
     snapshot = publish(
         catalog,
-        {task.name: task.record.fingerprint[:12] for task in teachers},
+        {task.name: task.record.fingerprint12 for task in teachers},
         work.committed,
         [commit for report in work.reports for commit in report.commits],
     )
-    result = _result(work, snapshot, generations, start, store)
+    rows = sum(plan.rows for plan in generations)
+    bad = _bad_rows(store, work.sets, snapshot)
+    result = _result(work, snapshot, rows, len(bad), start)
+    status = _name_bad(config, terminal, rows, bad)
     _summarise(config, terminal, work, result)
-    share = int(str(result["bad"])) / max(1, int(str(result["rows"])))
-    return Outcome(result, status=1 if share > config.tolerate_bad_images else 0)
+    return Outcome(result, status)
 
 
 def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[TeacherTask, ...]:
@@ -84,7 +89,7 @@ def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[Teache
         task = TeacherTask(name, teacher, config.workers.precision, record, config.grids_of(name))
         tasks.append(task)
         terminal.say(
-            f"teacher      {name}  {record.fingerprint[:12]}  {teacher.model}: patch "
+            f"teacher      {name}  {record.fingerprint12}  {teacher.model}: patch "
             f"{record.patch_pixels} px, tokens {record.patch_width}, CLS {record.cls_width} "
             f"({record.cls_kind}), grids {', '.join(map(str, task.grids))}"
         )
@@ -132,13 +137,13 @@ class _Extraction:
             batch_size=config.workers.batch_size,
             decode_threads=1,
             forward_threads=0,
+            device=pick_device().value,
         )
 
     def run(self, pool_maker: PoolMaker) -> Work:
         pairs = feature_sets.uncalibrated(self._store, self._teachers)
         if pairs:
-            spans = -(-self._generations[0].images // self._generations[0].span_images)
-            with pool_maker(self._job, spans) as pool:
+            with pool_maker(self._job, span_count(self._generations[0])) as pool:
                 self._calibrate(pool, pairs)
                 work, tasks = self._find_missing()
                 self._compute(pool, work, tasks)
@@ -194,23 +199,16 @@ class _Extraction:
 
 
 def _result(
-    work: Work,
-    snapshot: Snapshot | None,
-    generations: Sequence[PlanCommit],
-    start: float,
-    store: ObjectStore | None = None,
+    work: Work, snapshot: Snapshot | None, rows: int, bad: int, start: float
 ) -> dict[str, object]:
-    rows = sum(plan.rows for plan in generations)
-    bad = 0 if snapshot is None or store is None else len(_bad_rows(store, work.sets, snapshot))
-    shards = sum(len(found) for _, _, found in work.committed)
-    written = sum(report.written for report in work.reports)
+    found = sum(len(shards) for _, _, shards in work.committed)
     return {
         "rows": rows,
         "ok": rows - bad,
         "bad": bad,
-        "shards": shards + sum(len(report.commits) for report in work.reports),
-        "shards_written": written,
-        "shards_reused": shards + sum(report.reused for report in work.reports),
+        "shards": found + sum(len(report.commits) for report in work.reports),
+        "shards_written": sum(report.written for report in work.reports),
+        "shards_reused": found + sum(report.reused for report in work.reports),
         "teacher_forwards": sum(report.forwards for report in work.reports),
         "bytes_written": sum(report.bytes_written for report in work.reports),
         "seconds": round(time.perf_counter() - start, 3),
@@ -220,35 +218,41 @@ def _result(
     }
 
 
-def _bad_rows(store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot) -> set[int]:
-    """Plan rows that are bad in any of the sets; only tables that hold some are read."""
-    paths = {str(feature_set.path): feature_set.record.cls_width for feature_set in sets}
-    bad: set[int] = set()
-    for line in snapshot.table.select(
-        ["set", "bad", "cls_key", "cls_size", "cls_sha256"]
-    ).to_pylist():
-        if line["bad"] and line["set"] in paths:
-            record = ObjectRecord(
-                key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"]
-            )
-            schema = tables.cls_schema(paths[line["set"]])
-            table = tables.from_parquet(get_checked(store, record), record.key, schema)
-            bad |= {
-                row
-                for row, status in zip(table["row"].to_pylist(), table["status"].to_pylist())
-                if status == tables.BAD
-            }
+def _bad_rows(store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot) -> dict[int, str]:
+    """Plan row -> key and reason, of rows that are bad in any of the sets; only tables that hold
+    some are read."""
+    widths = {str(feature_set.path): feature_set.record.cls_width for feature_set in sets}
+    bad: dict[int, str] = {}
+    for line in snapshot.table.filter(pc.greater(snapshot.table["bad"], 0)).to_pylist():
+        if line["set"] not in widths:
+            continue
+        record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
+        schema = tables.cls_schema(widths[line["set"]])
+        table = tables.from_parquet(get_checked(store, record), record.key, schema)
+        for row in table.filter(pc.equal(table["status"], tables.BAD)).to_pylist():
+            bad.setdefault(row["row"], f"{row['key']}: {row['reason']}")
     return bad
+
+
+def _name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[int, str]) -> int:
+    """Say which rows are bad and why; returns the exit status."""
+    texts = sorted(set(bad.values()))
+    for text in texts[:BAD_SHOWN]:
+        terminal.warn(text)
+    if len(texts) > BAD_SHOWN:
+        terminal.warn(f"and {len(texts) - BAD_SHOWN} more; the CLS tables say why of each row")
+    if len(bad) <= config.tolerate_bad_images * rows:
+        return 0
+    terminal.warn(
+        f"{len(bad):,} of {rows:,} rows are bad, more than tolerate_bad_images "
+        f"({config.tolerate_bad_images:g}) allows; the good ones stand"
+    )
+    return 1
 
 
 def _summarise(
     config: ExtractConfig, terminal: Terminal, work: Work, result: dict[str, object]
 ) -> None:
-    bad = {key: reason for report in work.reports for key, reason in report.bad.items()}
-    for key, reason in sorted(bad.items())[:BAD_SHOWN]:
-        terminal.warn(f"{key}: {reason}")
-    if len(bad) > BAD_SHOWN:
-        terminal.warn(f"and {len(bad) - BAD_SHOWN} more bad images; their rows say why")
     forward = sum(report.forward_seconds for report in work.reports)
     if forward:
         wait = sum(report.wait_seconds for report in work.reports)
@@ -260,5 +264,6 @@ def _summarise(
     terminal.say(
         f"cache        {config.cache}: snapshot {result['snapshot']}, {result['ok']:,} rows ok, "
         f"{result['bad']:,} bad; wrote {result['shards_written']:,} shards, "
-        f"{human_bytes(float(str(result['bytes_written'])))} in {result['seconds']} s"
+        f"{human_bytes(sum(report.bytes_written for report in work.reports))} in "
+        f"{result['seconds']} s"
     )

@@ -99,6 +99,7 @@ class Job:
     decode_threads: int
     forward_threads: int
     """CPU threads of the forward; 0 leaves torch's own choice (with a GPU)."""
+    device: str
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,8 @@ class SpanReport:
     """Shards that another worker or an earlier attempt turned out to have written."""
     forwards: int
     bytes_written: int
-    bad: dict[str, str]
-    """Key -> reason of the pictures that could not be used."""
     decode_seconds: float
     """Thread-seconds of reading, decoding and cropping."""
     wait_seconds: float
     """Wall seconds in which the forward waited for pictures."""
     forward_seconds: float
-    write_seconds: float

@@ -37,6 +37,8 @@ class Picture:
     squares: dict[tuple[int, int], Square] = field(default_factory=dict)
     """By (view, side in pixels)."""
     seconds: float = 0.0
+    missing: bool = False
+    """There is no such picture (any more)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ def make_picture(source: Source, views: Views, order: Order) -> Picture:
         sha256 = hashlib.sha256(data).digest()
         image = decode(data)
     except ImageError as error:
-        return Picture(order.key, str(error), sha256, seconds=time.perf_counter() - start)
+        missing = bool(getattr(error, "missing", False))
+        return Picture(
+            order.key, str(error), sha256, seconds=time.perf_counter() - start, missing=missing
+        )
     squares = {}
     for view, side in order.squares:
         place = box(order.draws[view], image.width, image.height, views.crop_scale, views.flip)

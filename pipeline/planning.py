@@ -8,12 +8,12 @@ holds one view. The generation's last span may be short; its rows follow on with
 import hashlib
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.catalog import Catalog, PlanReader
 from infra.pixels.views import DRAWS, Draws
@@ -21,9 +21,9 @@ from infra.sources import Source
 from infra.store import ObjectStore
 from infra.terminal import Terminal
 from schemas import layout, tables
-from schemas.errors import AlreadyExists, ConfigError
+from schemas.errors import AlreadyExists, ConfigError, StoreError
 from schemas.extract_config import ExtractConfig, Views
-from schemas.keyed_hash import hash_texts, uniforms
+from schemas.keyed_hash import Words, hash_texts, uniforms
 from schemas.names import BLOCK_ROWS, MAX_SPAN_IMAGES
 from schemas.records import CacheRecord, ObjectRecord, PlanCommit
 from schemas.sealed import digest, seal
@@ -106,32 +106,37 @@ def list_images(source: Source, key: bytes, limit: int | None) -> Listing:
 
 
 def open_or_create_cache(store: ObjectStore, config: ExtractConfig) -> Catalog:
-    """The cache at `store`, made if there is none. Raises CacheError for another format."""
+    """The cache at `store`, made if there is none.
+
+    Raises:
+        CacheError: one of another format is there. ConfigError: none can be made there.
+    """
     record = CacheRecord(
         name=store.url.rstrip("/").rpartition("/")[2] or "cache",
         window_blocks=WINDOW_BLOCKS,
         order_key=order_key(config.views.seed).hex(),
     )
-    with suppress(AlreadyExists):
+    try:
         store.create(layout.CACHE, seal(record))
+    except AlreadyExists:
+        pass
+    except StoreError as error:
+        raise ConfigError(f"cache {store.url}: nothing can be written there: {error}") from None
     return Catalog(store)
 
 
 def grow_plan(
     catalog: Catalog, config: ExtractConfig, source: Source, terminal: Terminal
 ) -> list[PlanCommit]:
-    """Give every picture that no generation has a row in a new one; returns all generations."""
+    """Give every picture that no generation has a row in a new one; returns all generations.
+
+    Raises:
+        ConfigError: as `unplanned`.
+    """
     listing = list_images(source, bytes.fromhex(catalog.record.order_key), config.images.limit)
     while True:
         generations = catalog.generations()
-        for commit in generations:
-            _refuse_other_views(catalog.store.url, commit, config.views)
-        fresh = without_planned(catalog, generations, listing)
-        if generations and fresh.keys and len(fresh.keys) == len(listing.keys):
-            raise ConfigError(
-                f"{catalog.store.url}: holds the pictures of {generations[0].source}; none of them "
-                f"is in {source.url}. Give another `cache` for another data set"
-            )
+        fresh = unplanned(catalog, generations, listing, config.views, source)
         if not fresh.keys:
             return generations
         try:
@@ -146,20 +151,62 @@ def grow_plan(
         )
 
 
-def without_planned(catalog: Catalog, generations: list[PlanCommit], listing: Listing) -> Listing:
-    """The pictures of a listing that have no row yet."""
-    key = bytes.fromhex(catalog.record.order_key)
-    hashes = hash_texts(listing.keys, key)
+def unplanned(
+    catalog: Catalog,
+    generations: list[PlanCommit],
+    listing: Listing,
+    views: Views,
+    source: Source,
+) -> Listing:
+    """The pictures of a listing that have no row yet.
+
+    Raises:
+        ConfigError: the cache was planned with other views, holds another data set, or pictures
+            have changed since they were planned.
+    """
+    hashes = hash_texts(listing.keys, bytes.fromhex(catalog.record.order_key))
     known = np.zeros(len(hashes), bool)
+    changed: list[str] = []
     for commit in generations:
+        _refuse_other_views(catalog.store.url, commit, views)
         for table in PlanReader(catalog.store, commit).batches():
-            known |= np.isin(hashes, hash_texts(table["key"].to_pylist(), key))
+            rows = table.filter(pc.equal(table["view"], 0)).select(["key", "size"])
+            for key, size, place in _places_in(listing, hashes, rows, catalog):
+                known[place] = True
+                if size != listing.sizes[place]:
+                    changed.append(f"{key} (planned {size} bytes, now {listing.sizes[place]})")
+    if generations and not known.any():
+        raise ConfigError(
+            f"{catalog.store.url}: holds the pictures of {generations[0].source}; none of them is "
+            f"in {source.url}. Bring them back, or give another `cache` for another data set"
+        )
+    if changed:
+        raise ConfigError(
+            f"{source.url}: {len(changed)} pictures have changed since they were planned, such as "
+            f"{changed[0]}; restore them, or give another `cache`"
+        )
     keep = np.flatnonzero(~known).tolist()
     return Listing(
         [listing.keys[index] for index in keep],
         [listing.sizes[index] for index in keep],
         [listing.etags[index] for index in keep],
     )
+
+
+def _places_in(
+    listing: Listing, hashes: Words, rows: pa.Table, catalog: Catalog
+) -> Iterator[tuple[str, int, int]]:
+    """(key, planned size, index in the listing) of planned pictures that are listed. The listing
+    stands in hash order; a hash finds the place, the key itself confirms it."""
+    keys = rows["key"].to_pylist()
+    wanted = hash_texts(keys, bytes.fromhex(catalog.record.order_key))
+    starts = np.searchsorted(hashes, wanted).tolist()
+    for key, size, code, place in zip(keys, rows["size"].to_pylist(), wanted, starts):
+        while place < len(hashes) and hashes[place] == code:
+            if listing.keys[place] == key:
+                yield key, size, place
+                break
+            place += 1
 
 
 def draws_of(key: str, view: int, seed: int) -> Draws | None:

@@ -8,7 +8,7 @@ that runs twice writes nothing twice.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from infra.ray_session import Resources, ray_session
@@ -132,7 +132,8 @@ def ray_pool(job: Job, workers: Workers, tasks: int, terminal: Terminal) -> Iter
         threads = 0 if gpus else cpus_each
         decoders = workers.decode_threads if workers.decode_threads != "auto" else cpus_each
         terminal.decide("threads", f"{threads or 'torch'} forward, {decoders} decode", "per worker")
-        ready = Job(**{**job.__dict__, "forward_threads": threads, "decode_threads": decoders})
+        device = "cuda" if gpus else "cpu"
+        ready = replace(job, forward_threads=threads, decode_threads=decoders, device=device)
         actor = ray.remote(Worker).options(num_cpus=1, num_gpus=gpus)
         yield RayPool(ray, lambda: actor.remote(ready), count)
 

@@ -9,7 +9,7 @@ from infra.catalog import Catalog, Snapshot
 from infra.store import ObjectStore
 from pipeline.job import FeatureSet
 from schemas import layout, tables
-from schemas.errors import AlreadyExists
+from schemas.errors import AlreadyExists, DamageError
 from schemas.layout import SetPath
 from schemas.records import ObjectRecord, PlanCommit, ShardCommit, SnapshotCommit
 from schemas.sealed import digest, seal, unseal
@@ -75,7 +75,10 @@ def read_commit(store: ObjectStore, place: Place) -> ShardCommit:
     """The commit of a shard. Raises NotFound, DamageError."""
     path, generation, shard = place
     key = SetPath.parse(path).commit(generation, shard)
-    return unseal(store.get(key), ShardCommit, key)
+    commit = unseal(store.get(key), ShardCommit, key)
+    if (commit.set, commit.generation, commit.shard) != place:
+        raise DamageError(f"{store.url}: {key} is the commit of another shard", key=key)
+    return commit
 
 
 def _write(

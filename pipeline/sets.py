@@ -15,9 +15,8 @@ from pipeline.job import (
 from pipeline.planning import span_of
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
-from schemas.errors import AlreadyExists, NotFound
+from schemas.errors import AlreadyExists, DamageError, NotFound
 from schemas.extract_config import ExtractConfig
-from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.names import BLOCK_ROWS
 from schemas.records import Calibration, PlanCommit
 from schemas.sealed import digest, seal, unseal
@@ -31,7 +30,7 @@ def uncalibrated(store: ObjectStore, teachers: Sequence[TeacherTask]) -> list[tu
         (index, grid)
         for index, teacher in enumerate(teachers)
         for grid in teacher.grids
-        if _exists(store, layout.calibration(_fp12(teacher), grid)) is False
+        if _exists(store, layout.calibration(teacher.record.fingerprint12, grid)) is False
     ]
 
 
@@ -68,7 +67,9 @@ def store_calibrations(
             tokens=tokens.moments(),
             cls=None if cls is None else cls.moments(),
         )
-        _create(store, layout.calibration(_fp12(teachers[index]), grid), seal(calibration))
+        _create(
+            store, layout.calibration(teachers[index].record.fingerprint12, grid), seal(calibration)
+        )
 
 
 def feature_sets(
@@ -77,14 +78,19 @@ def feature_sets(
     """The job's sets; each one's teacher.json and codec.json are written if they are not there."""
     sets = []
     for teacher in teachers:
-        _create(store, layout.teacher(_fp12(teacher)), seal(teacher.record))
+        _create(store, layout.teacher(teacher.record.fingerprint12), seal(teacher.record))
         for grid in teacher.grids:
-            key = layout.calibration(_fp12(teacher), grid)
+            key = layout.calibration(teacher.record.fingerprint12, grid)
             calibration = unseal(store.get(key), Calibration, key)
             codec = codec_record(config.codec.tokens, calibration)
-            path = layout.SetPath(_fp12(teacher), grid, codec_folder(codec))
+            path = layout.SetPath(teacher.record.fingerprint12, grid, codec_folder(codec))
             sealed = seal(codec)
-            _create(store, path.codec_json, sealed)
+            if _create(store, path.codec_json, sealed) != sealed:
+                raise DamageError(
+                    f"{store.url}: {path.codec_json} is not what {key} gives: one of them is "
+                    "damaged; extract into a new folder",
+                    key=path.codec_json,
+                )
             sets.append(
                 FeatureSet(
                     teacher=teacher.name,
@@ -115,14 +121,20 @@ def frozen_array(
     key = feature_set.path.array(plan.generation)
     rows = rows_per_shard(feature_set.row_bytes, plan.span_images, asked)
     channels = feature_set.record.patch_width
-    metadata = shard.array_metadata(plan.rows, feature_set.token_count, channels, rows)
-    return _create(store, key, metadata)
+    shape = (plan.rows, feature_set.token_count, channels)
+    found = _create(store, key, shard.array_metadata(*shape, rows))
+    try:
+        sound = found == shard.array_metadata(*shape, shard.rows_per_shard_of(found))
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise DamageError(f"{store.url}: {key} is damaged; extract into a new folder", key=key)
+    return found
 
 
 def committed_shards(store: ObjectStore, path: layout.SetPath, generation: int) -> set[int]:
     """Numbers of the shards that a listing shows; what it misses, the create-only put will find."""
-    prefix = path.commits(generation)
-    return {int(key.rpartition("/")[2][:-5]) for key in store.keys(prefix) if key.endswith(".json")}
+    return layout.numbers(store.keys(path.commits(generation)))
 
 
 def shard_tasks(
@@ -156,10 +168,6 @@ def span_tasks(plan: PlanCommit, tasks: Sequence[tuple[int, ShardTask]]) -> list
         end = span_of(plan, span).first_row + span_of(plan, span).images * plan.views.per_image
         assert all(task.first_row + task.rows <= end for task in shards)
     return [SpanTask(plan.generation, span, tuple(by_span[span])) for span in sorted(by_span)]
-
-
-def _fp12(teacher: TeacherTask) -> str:
-    return teacher.record.fingerprint[:FINGERPRINT_DIGITS]
 
 
 def _exists(store: ObjectStore, key: str) -> bool:

@@ -13,7 +13,7 @@ from infra.models.weights import tensors_digest
 from infra.pixels.views import Pixels
 from infra.provenance import versions
 from schemas.extract_config import Teacher
-from schemas.fingerprint import FINGERPRINT_DIGITS, fingerprint
+from schemas.fingerprint import fingerprint
 from schemas.names import PIXEL_RECIPE, Precision
 from schemas.records import TeacherRecord
 
@@ -25,10 +25,6 @@ class LoadedTeacher:
     record: TeacherRecord
     encoder: Encoder
     device: str
-
-    @property
-    def fingerprint12(self) -> str:
-        return self.record.fingerprint[:FINGERPRINT_DIGITS]
 
     def __call__(self, squares: list[Pixels]) -> tuple[Tensor | None, Tensor]:
         """Raw features in float32 of RGB squares of one size, in one forward.

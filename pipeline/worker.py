@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from infra.catalog import PlanReader
-from infra.devices import pick_device
 from infra.pixels.decode import silence_pillow
 from infra.pixels.views import Pixels
 from infra.sources import open_source
@@ -30,7 +29,7 @@ from pipeline.pictures import DecodeAhead, Order, Picture, orders_of_span
 from pipeline.planning import Span, span_of
 from pipeline.teachers import LoadedTeacher, load_teacher
 from pipeline.writer import RowNote, ShardBuffer
-from schemas.errors import TeacherError
+from schemas.errors import SourceError, TeacherError
 from schemas.names import BLOCK_ROWS
 from schemas.records import ShardCommit
 
@@ -57,13 +56,13 @@ class Worker:
 
     def load(self) -> None:
         """Load the teachers. Raises TeacherError where one is another than the driver saw."""
-        device = pick_device().value
+        device = self._job.device
         for task in self._job.teachers:
             loaded = load_teacher(task.teacher, task.precision, device)
             if loaded.record.fingerprint != task.record.fingerprint:
                 raise TeacherError(
-                    f"teacher {task.name}: a worker loads {loaded.fingerprint12}, the driver "
-                    f"{task.record.fingerprint[:12]}; give every node the same weights and versions"
+                    f"teacher {task.name}: a worker loads {loaded.record.fingerprint12}, the driver "
+                    f"{task.record.fingerprint12}; give all nodes the same weights and versions"
                 )
             self._teachers[task.name] = loaded
 
@@ -116,16 +115,20 @@ class Worker:
             if number == last_chunk and upcoming is not None:
                 following = self._job.generations[upcoming.generation].views
                 self._decoder.start(upcoming, following, self._orders(upcoming)[1])
-            tally.see(pictures)
+            tally.decode_seconds += sum(picture.seconds for picture in pictures.values())
+            if pictures and all(picture.missing for picture in pictures.values()):
+                raise SourceError(
+                    f"images {self._job.source}: none of {len(pictures)} planned pictures is "
+                    f"there, such as {next(iter(pictures.values())).key}; bring the data set back "
+                    "and run again"
+                )
             for shard in task.shards:
                 self._fill(
                     buffers[self._place(shard)], views.per_image, span, first, pictures, tally
                 )
             done = [place for place, buffer in buffers.items() if buffer.complete]
             for place in done:
-                pending.append(
-                    self._writer.submit(tally.timed_commit, buffers.pop(place), self._store)
-                )
+                pending.append(self._writer.submit(buffers.pop(place).commit, self._store))
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
         return tally.report([future.result() for future in pending])
@@ -218,7 +221,7 @@ class Worker:
         span = span_of(plan.commit, number)
         wanted = []
         for image in range(inside, inside + task.images):
-            view = image % plan.commit.views.per_image
+            view = (task.first_image + image - inside) % plan.commit.views.per_image
             wanted += [(span.row(view, image), view, side) for side in sides]
         return orders_of_span(plan, span, wanted)[inside : inside + task.images]
 
@@ -242,20 +245,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.decode_seconds = self.wait_seconds = self.forward_seconds = self.write_seconds = 0.0
-        self.bad: dict[str, str] = {}
-
-    def see(self, pictures: dict[int, Picture]) -> None:
-        for picture in pictures.values():
-            self.decode_seconds += picture.seconds
-            if picture.reason is not None:
-                self.bad[picture.key] = picture.reason
-
-    def timed_commit(self, buffer: ShardBuffer, store: object) -> tuple[ShardCommit, int]:
-        start = time.perf_counter()
-        result = buffer.commit(store)  # type: ignore[arg-type]
-        self.write_seconds += time.perf_counter() - start
-        return result
+        self.decode_seconds = self.wait_seconds = self.forward_seconds = 0.0
 
     def report(self, results: list[tuple[ShardCommit, int]]) -> SpanReport:
         written = sum(1 for _, size in results if size)
@@ -265,11 +255,9 @@ class _Tally:
             reused=len(results) - written,
             forwards=self.forwards,
             bytes_written=sum(size for _, size in results),
-            bad=self.bad,
             decode_seconds=self.decode_seconds,
             wait_seconds=self.wait_seconds,
             forward_seconds=self.forward_seconds,
-            write_seconds=self.write_seconds,
         )
 
 

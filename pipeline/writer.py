@@ -8,6 +8,7 @@ dropped (teachers are not bit-stable across machines, so nothing is ever compare
 
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class RowNote:
 
     key: str
     view: int
-    reason: str | None = "not computed"
+    reason: str | None
     image_sha256: bytes | None = None
     width: int | None = None
     height: int | None = None
@@ -44,18 +45,23 @@ class ShardBuffer:
     def __init__(self, task: ShardTask, feature_set: FeatureSet, global_first_row: int) -> None:
         self.task, self.set = task, feature_set
         self._global_first_row = global_first_row
-        width = feature_set.record.patch_width
-        self._tokens = np.full((task.rows, feature_set.token_count, width), np.nan, np.float16)
-        cls_width = feature_set.record.cls_width
-        self._cls = (
-            None if cls_width is None else np.full((task.rows, cls_width), np.nan, np.float16)
-        )
         self._notes: list[RowNote | None] = [None] * task.rows
         self._left = task.rows
 
     @property
     def complete(self) -> bool:
         return self._left == 0
+
+    # Made when the first row comes: most shards of a span are not begun while others are filled.
+    @cached_property
+    def _tokens(self) -> npt.NDArray[np.float16]:
+        shape = (self.task.rows, self.set.token_count, self.set.record.patch_width)
+        return np.full(shape, np.nan, np.float16)
+
+    @cached_property
+    def _cls(self) -> npt.NDArray[np.float16] | None:
+        width = self.set.record.cls_width
+        return None if width is None else np.full((self.task.rows, width), np.nan, np.float16)
 
     def put(
         self,
@@ -90,8 +96,8 @@ class ShardBuffer:
         attempt = uuid.uuid4().hex[:12]
         commit_key = path.commit(task.generation, task.shard)
         try:
-            tokens, written = self._create_tokens(store, present)
-            table = tables.to_parquet(self._table(notes))
+            tokens, checksums, written = self._create_tokens(store, present)
+            table = tables.to_parquet(self._table(notes, checksums))
             cls_key = path.cls_table(task.generation, task.shard, attempt)
             store.create(cls_key, table)
             commit = ShardCommit(
@@ -115,17 +121,21 @@ class ShardBuffer:
             return unseal(store.get(commit_key), ShardCommit, commit_key), 0
         return commit, written + len(table) + len(sealed)
 
-    def _create_tokens(self, store: ObjectStore, present: list[bool]) -> tuple[ObjectRecord, int]:
+    def _create_tokens(
+        self, store: ObjectStore, present: list[bool]
+    ) -> tuple[ObjectRecord, list[int | None], int]:
+        """What lies there now, its rows' checksums, and the bytes that were written."""
         task = self.task
         key = self.set.path.tokens(task.generation, task.shard)
-        data = shard.encode(self._tokens, present, task.rows_per_shard)
+        data: bytes | bytearray = shard.encode(self._tokens, present, task.rows_per_shard)
+        written = len(data)
         try:
             store.create(key, data)
         except AlreadyExists:
-            found = store.get(key)
-            self._refuse_unless_same(found, key, present)
-            return ObjectRecord(key=key, size=len(found), sha256=digest(found)), 0
-        return ObjectRecord(key=key, size=len(data), sha256=digest(data)), len(data)
+            data, written = store.get(key), 0
+            self._refuse_unless_same(data, key, present)
+        record = ObjectRecord(key=key, size=len(data), sha256=digest(data))
+        return record, shard.checksums(data, key, task.rows_per_shard), written
 
     def _refuse_unless_same(self, found: bytes, key: str, present: list[bool]) -> None:
         """An object left without a commit must decode to the rows just computed."""
@@ -151,7 +161,7 @@ class ShardBuffer:
             key=key,
         )
 
-    def _table(self, notes: list[RowNote]) -> pa.Table:
+    def _table(self, notes: list[RowNote], checksums: list[int | None]) -> pa.Table:
         first = self._global_first_row + self.task.first_row
         columns: dict[str, object] = {
             "row": range(first, first + len(notes)),
@@ -163,6 +173,7 @@ class ShardBuffer:
             "width": [note.width for note in notes],
             "height": [note.height for note in notes],
             "pixels_sha256": [note.pixels_sha256 for note in notes],
+            "tokens_crc32c": checksums[: len(notes)],
             "relative_rms": [note.relative_rms for note in notes],
         }
         width = self.set.record.cls_width

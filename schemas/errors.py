@@ -7,6 +7,7 @@ TeachonceError
 │   └── NotFound       no object of that name
 ├── CacheError         what lies on the store is not a cache this version can use
 │   └── DamageError    an object that a record names is missing, altered or of other rows
+├── SourceError        the data set cannot be read just now; nothing wrong was committed
 ├── ImageError         one picture cannot be used; becomes a bad row, never a crash
 ├── TeacherError       a teacher cannot be built, or its weights do not fit
 └── ResumeError        a training run cannot go on from its checkpoints
@@ -48,6 +49,10 @@ class CacheError(TeachonceError):
 
 class DamageError(CacheError):
     exit_status = 1
+
+
+class SourceError(TeachonceError):
+    pass
 
 
 class ImageError(TeachonceError):

@@ -42,6 +42,15 @@ class Views(StrictModel):
         return scale
 
 
+def _distinct(grids: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(grids)) != len(grids):
+        raise ValueError("a grid is named twice")
+    return grids
+
+
+Grids = Annotated[tuple[Grid, ...], AfterValidator(_distinct)]
+
+
 class Teacher(StrictModel):
     library: Literal["timm"]
     """Where the architecture comes from."""
@@ -51,7 +60,7 @@ class Teacher(StrictModel):
     """`pretrained`, a path or URL of safetensors or a state dict, or `random:SEED`."""
     arguments: dict[str, Any] = {}
     """Further arguments of the library's model constructor."""
-    grids: tuple[Grid, ...] | None = Field(None, min_length=1)
+    grids: Grids | None = Field(None, min_length=1)
     """Instead of the job's grids."""
     precision: Precision | None = None
     """Instead of the job's precision."""
@@ -70,7 +79,7 @@ class CodecChoice(StrictModel):
 
 
 class Workers(StrictModel):
-    gpus: float | Literal["auto"] = "auto"
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of one worker; `auto` is 1 where Ray has any, else 0."""
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Worker processes; `auto` is one a GPU, or one a CPU core where there is no GPU."""
@@ -80,12 +89,6 @@ class Workers(StrictModel):
     """Precision of the forward; part of the fingerprint."""
     decode_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads that decode ahead of the forward, in each worker."""
-
-
-def _distinct(grids: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(grids)) != len(grids):
-        raise ValueError("a grid is named twice")
-    return grids
 
 
 def _power_of_two(rows: int) -> int:
@@ -99,7 +102,7 @@ class ExtractConfig(StrictModel):
     """Folder of the cache."""
     images: Images
     views: Views = Views()
-    grids: Annotated[tuple[Grid, ...], AfterValidator(_distinct)] = Field((16,), min_length=1)
+    grids: Grids = Field((16,), min_length=1)
     """The pyramid: patch tokens per side. Pixels = grid x the teacher's patch."""
     teachers: dict[Name, Teacher] = Field(min_length=1)
     codec: CodecChoice = CodecChoice()

@@ -1,11 +1,19 @@
 """Every object key of a cache, spelled once. FORMAT.md shows the tree."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 CACHE = "cache.json"
 PLAN_COMMITS = "commits/plan/"
 SNAPSHOT_COMMITS = "commits/snapshots/"
 COMMITS_PER_FOLDER = 1024
+
+
+def numbers(keys: Iterable[str]) -> set[int]:
+    """The numbers of listed records; whatever else lies beside them is passed over."""
+    found = (re.search(r"/(\d+)\.json$", key) for key in keys)
+    return {int(match[1]) for match in found if match}
 
 
 def plan_part(generation: int, part: int, attempt: str) -> str:

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from schemas.extract_config import Columns, Views
+from schemas.fingerprint import FINGERPRINT_DIGITS
 from schemas.names import BLOCK_ROWS, FORMAT_VERSION, PIXEL_RECIPE, ClsKind, Precision
 from schemas.strict import StrictModel
 
@@ -71,6 +72,11 @@ class TeacherRecord(StrictModel):
     """What the configuration called the weights; not part of the fingerprint."""
     versions: dict[str, str]
     """Libraries and device that were used first; not part of the fingerprint."""
+
+    @property
+    def fingerprint12(self) -> str:
+        """As it stands in paths."""
+        return self.fingerprint[:FINGERPRINT_DIGITS]
 
 
 class Moments(StrictModel):

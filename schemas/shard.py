@@ -108,6 +108,21 @@ def is_absent(index: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return np.asarray(index[:, 1] == _ABSENT)
 
 
+def checksums(data: Buffer, key: str, rows_per_shard: int) -> list[int | None]:
+    """The stored crc32c of every row of a whole object; None where it has no chunk. These tie the
+    rows of a shard to the table that names them. Raises DamageError: the index is damaged.
+    """
+    index = decode_index(memoryview(data), key, rows_per_shard)
+    ends = [None if length == _ABSENT else int(offset + length) for offset, length in index]
+    view = memoryview(data)
+    return [None if end is None else stored_checksum(view[:end]) for end in ends]
+
+
+def stored_checksum(chunk: memoryview) -> int:
+    """What a row's chunk ends in."""
+    return int.from_bytes(chunk[-CRC_BYTES:], "little")
+
+
 def check_chunk(chunk: memoryview, key: str, row: int) -> memoryview:
     """The body of one row's chunk, after its checksum.
 

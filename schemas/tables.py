@@ -62,6 +62,7 @@ def cls_schema(cls_width: int | None) -> pa.Schema:
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("pixels_sha256", pa.binary(32)),
+        pa.field("tokens_crc32c", pa.uint32()),
         pa.field("relative_rms", pa.float32()),
     ]
     if cls_width is not None:

@@ -131,7 +131,17 @@ class CacheReader:
             name: reader.read(generation, plan.first_row, first, rows)
             for name, reader in self._sets.items()
         }
+        self._refuse_mixed_pictures(rows["key"].to_pylist(), list(sets.values()))
         return Block(plan.first_row + first, rows, sets)
+
+    def _refuse_mixed_pictures(self, keys: list[str], sets: list[SetBlock]) -> None:
+        """A key whose picture changed between two extractions must not join two pictures."""
+        for row, key in enumerate(keys):
+            if len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
+                raise CacheError(
+                    f"{self._store.url}: image {key} changed between the extractions of "
+                    f"{', '.join(self._sets)}; extract into a new folder"
+                )
 
 
 class _SetReader:
@@ -174,7 +184,7 @@ class _SetReader:
         ok = np.asarray(pc.equal(rows["status"], tables.OK))
         index = self._indices.get(place, lambda: self._index(line, generation))
         return SetBlock(
-            tokens=self._tokens(line, index, inside, ok),
+            tokens=self._tokens(line, index, inside, ok, rows["tokens_crc32c"].to_pylist()),
             cls=self._cls(rows, ok),
             ok=ok,
             image_sha256=rows["image_sha256"].to_pylist(),
@@ -188,8 +198,10 @@ class _SetReader:
         index: npt.NDArray[np.uint64],
         inside: int,
         ok: npt.NDArray[np.bool_],
+        checksums: list[int | None],
     ) -> Halves:
-        """Rows [inside, inside + len(ok)) of a shard, in one ranged read."""
+        """Rows [inside, inside + len(ok)) of a shard, in one ranged read; each must be the one
+        whose checksum the CLS table names, not merely sound."""
         key = line["tokens_key"]
         entries = index[inside : inside + len(ok)]
         if not np.array_equal(shard.is_absent(entries), ~ok):
@@ -205,6 +217,8 @@ class _SetReader:
         for place, row in enumerate(np.flatnonzero(ok).tolist()):
             chunk = data[place * size : (place + 1) * size]
             shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + row)
+            if shard.stored_checksum(chunk) != checksums[row]:
+                raise self._damage(key, f"row {inside + row} of the shard is of another row")
         # The rows as they lie, without a copy: a view that steps over each one's checksum.
         rows = np.frombuffer(data, "<f2").reshape(count, -1)[:, : shape[0] * shape[1]]
         if ok.all():

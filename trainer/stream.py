@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.pixels.decode import decode, silence_pillow
 from infra.pixels.views import Draws, box, pixels_digest, render
 from infra.sources import Source, open_source
-from schemas.errors import CacheError, ImageError, ResumeError
+from schemas.errors import CacheError, ConfigError, ImageError, ResumeError
 from schemas.keyed_hash import hash_texts
 from schemas.names import BLOCK_ROWS
 from trainer.batch import Batch, Target
@@ -100,7 +100,7 @@ class CacheStream(IterableDataset[Batch]):
         return self._table.rows
 
     def state_dict(self) -> dict[str, int | str]:
-        """Where iteration begins; a batch's `state` is where it begins after that batch."""
+        """After the last batch handed out; the same as that batch's `state`."""
         return self._state(self._epoch, self._row)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,6 +119,11 @@ class CacheStream(IterableDataset[Batch]):
         self._epoch, self._row = int(state["epoch"]), int(state["row"])
 
     def __iter__(self) -> Generator[Batch, None, None]:
+        if get_worker_info() is not None:
+            raise ConfigError(
+                "CacheStream has threads of its own: give it to a DataLoader with num_workers=0, "
+                "or iterate over it directly"
+            )
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="stream")
         waiting: deque[Future[Batch]] = deque()
         try:
@@ -129,6 +134,7 @@ class CacheStream(IterableDataset[Batch]):
                 batch = waiting.popleft().result()
                 places, state = next(batches)
                 waiting.append(pool.submit(self._assemble, places, state))
+                self._epoch, self._row = int(batch.state["epoch"]), int(batch.state["row"])
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ def build_timm(name: str, arguments: dict[str, Any], weights: str | None) -> Enc
         hint = _hint(name, timm.list_models(), weights, error)
         raise TeacherError(f"timm model {name}: {error}{hint}") from None
     if weights is not None and weights != "pretrained" and not weights.startswith(RANDOM):
-        load_weights(model, weights)
+        classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+        load_weights(model, weights, (classifier,) if isinstance(classifier, str) else classifier)
     return _describe(name, model.eval().requires_grad_(False))
 
 
@@ -91,7 +92,7 @@ def _create(timm: Any, name: str, arguments: dict[str, Any], weights: str | None
     with torch.device("meta"):  # no memory: only to see which arguments the class takes
         kind = type(timm.create_model(name, **options))
     takes_any_side = "dynamic_img_size" in inspect.signature(kind.__init__).parameters
-    if takes_any_side and not {"dynamic_img_size", "img_size"} & set(arguments):
+    if takes_any_side and "dynamic_img_size" not in arguments:
         options["dynamic_img_size"] = True
     threads = torch.get_num_threads()
     # Random values are filled in by vectors and remainders, cut where the threads are.
@@ -139,4 +140,4 @@ def _describe(name: str, model: nn.Module) -> Encoder:
             f"timm model {name}: gives tokens of shape {tuple(patches.shape[1:])} for {side} px, "
             f"not a square grid of {patch_pixels} px patches of width {encoder.patch_width}"
         )
-    return Encoder(**{**encoder.__dict__, "cls_width": cls.shape[1]})
+    return replace(encoder, cls_width=cls.shape[1])

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 import fsspec
@@ -15,8 +16,11 @@ _WRAPPERS = ("state_dict", "model", "teacher")
 _NAMES_SHOWN = 8
 
 
-def load_weights(model: nn.Module, location: str) -> None:
+def load_weights(model: nn.Module, location: str, leave_out: Collection[str] = ()) -> None:
     """Load a file of safetensors, or a state dict (never unpickling code), into `model`.
+
+    Args:
+        leave_out: modules, such as the classifier, whose tensors the file may have in excess.
 
     Raises:
         TeacherError: no such file, not weights, or weights that do not cover the model; with the
@@ -25,6 +29,7 @@ def load_weights(model: nn.Module, location: str) -> None:
     state = _read(location)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
+        unexpected = [name for name in unexpected if name.rpartition(".")[0] not in leave_out]
     except RuntimeError as error:
         raise TeacherError(f"weights {location} do not fit the model: {error}") from None
     if missing or unexpected:

@@ -63,7 +63,7 @@ def test_folder__a_changed_file_has_another_etag(folder: Path) -> None:
 
 
 def test_folder__a_vanished_file_is_a_reason(folder: Path) -> None:
-    with pytest.raises(ImageError, match="cannot be read: No such file"):
+    with pytest.raises(ImageError, match="no longer in the data set"):
         open_source(str(folder), COLUMNS).read("gone.jpg")
 
 
