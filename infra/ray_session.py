@@ -29,6 +29,8 @@ def ray_session(terminal: Terminal, actors: int) -> Iterator[tuple[Any, Resource
     # A token that an earlier Ray left in the home directory would lock this session out.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its exporter has ended drivers with a segmentation fault, and nobody here reads it.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

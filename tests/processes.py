@@ -96,7 +96,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.05)
+        time.sleep(0.01)
     return found
 
 

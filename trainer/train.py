@@ -65,7 +65,8 @@ def run(config: TrainConfig, terminal: Terminal) -> Outcome:
     if found is not None:
         checkpoint.load(found, encoder.model, learner.heads, learner.optimizer)
         stream.load_state_dict(dict(found.state.stream))
-        terminal.decide("start", f"step {found.state.step + 1}", f"goes on from {found.folder}")
+        left = "goes on" if found.state.step < config.optim.steps else "nothing is left to do"
+        terminal.decide("start", f"after step {found.state.step}", f"{left}; {found.folder}")
     ended, rows_per_second = _train(config, learner, stream, found, terminal)
     save_model(out, encoder, _record(config, learner, stream, ended.state.step))
     terminal.say(f"student      {out} (step {ended.state.step}, loss {ended.state.loss:.4f})")

@@ -130,7 +130,7 @@ class Cache:
         array = (folder / f"{line['generation']:06d}/tokens/zarr.json").read_bytes()
         assert sha256(array) == commit["array_sha256"]
         assert sha256((folder / "codec.json").read_bytes()) == commit["codec_sha256"]
-        self.object(commit["tokens"])
+        tokens = self.object(commit["tokens"])
         told: list[Record] = pq.read_table(pa.BufferReader(self.object(commit["cls"]))).to_pylist()
         first = self.generations[line["generation"]]["first_row"] + line["first_row"]
         planned = self.plan[first : first + line["rows"]]
@@ -138,6 +138,12 @@ class Cache:
         assert [(r["key"], r["view"]) for r in told] == [(r["key"], r["view"]) for r in planned]
         assert [row["status"] for row in told].count("bad") == commit["bad"] == line["bad"]
         assert commit["ok"] + commit["bad"] == commit["rows"] == len(told)
+        per_shard = json.loads(array)["chunk_grid"]["configuration"]["chunk_shape"][0]
+        index = np.frombuffer(tokens, "<u8", 2 * per_shard).reshape(-1, 2).tolist()
+        for row, (start, length) in zip(told, index):
+            end = min(start + length, len(tokens))
+            crc = int.from_bytes(tokens[end - 4 : end], "little")
+            assert row["tokens_crc32c"] == (crc if row["status"] == "ok" else None)
         assert all((row["status"] == "bad") == bool(row["reason"]) for row in told)
         return told
 

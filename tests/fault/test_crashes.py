@@ -18,7 +18,7 @@ import pipeline.verify
 import pipeline.worker
 from infra.models.timm_encoder import build_timm
 from infra.store import Bytes, MemoryStore, ObjectStore
-from schemas.errors import StoreError
+from schemas.errors import TeachonceError
 from tests.caches import (
     VIT,
     Array,
@@ -109,7 +109,7 @@ def test_extract__dies_at_every_write_in_turn(job: Job, fault: Fault) -> None:
     for at in itertools.count():
         store = MemoryStore()
         faulty = FaultStore(store, fault, at)
-        with suppress(Died, StoreError):
+        with suppress(Died, TeachonceError):
             job.run(faulty)
         faulty.end()
         if faulty.struck is None:

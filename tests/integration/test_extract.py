@@ -172,7 +172,7 @@ def test_extract__missing_folder(tmp_path: Path) -> None:
     values = settings(tmp_path / "cache", tmp_path / "nowhere")
     done = run(by_module("extract"), "--config", config_file(tmp_path / "c.yaml", values))
     assert done.status == 2
-    assert f"images {tmp_path / 'nowhere'}: nothing is there" in done.result["error"]
+    assert f"images {tmp_path / 'nowhere'}: no picture, Parquet file" in done.result["error"]
     assert not (tmp_path / "cache").exists()
 
 

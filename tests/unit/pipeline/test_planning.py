@@ -177,6 +177,21 @@ def test_grow_plan__another_data_set_is_refused_with_both_names() -> None:
         planned.grow(["c", "d"], url="/others")
 
 
+def test_grow_plan__changed_pictures_are_refused_with_both_sizes() -> None:
+    planned = Planned(views={"per_image": 2})
+    generations = planned.grow(["a", "bb", "c"])
+
+    class Changed(Pictures):
+        def entries(self) -> Iterator[Entry]:
+            yield from (Entry(key, 9 if key == "bb" else 1, "") for key in self.keys)
+
+    catalog = Catalog(planned.store)
+    config = config_of("memory://", "/photos", views={"per_image": 2})
+    with pytest.raises(ConfigError, match=r"1 pictures .* bb \(planned 2 bytes, now 9\)"):
+        grow_plan(catalog, config, Changed(["a", "bb", "c", "d"]), Quiet())
+    assert catalog.generations() == generations
+
+
 def test_grow_plan__duplicate_keys_are_refused() -> None:
     planned = Planned()
     with pytest.raises(ConfigError, match=r"the key 'b\.jpg' stands twice"):

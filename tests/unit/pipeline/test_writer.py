@@ -99,6 +99,21 @@ def test_commit__table_has_every_row_with_its_reason() -> None:
     np.testing.assert_array_equal(np.array(table[0]["cls"], np.float16), one.cls[0])
 
 
+def checksums(data: bytes) -> list[int | None]:
+    """The last four bytes of each row's chunk, as the shard's index places them."""
+    index = np.frombuffer(data, "<u8", 64).reshape(32, 2).tolist()
+    ends = [None if length == 2**64 - 1 else start + length for start, length in index]
+    return [end and int.from_bytes(data[end - 4 : end], "little") for end in ends]
+
+
+def test_commit__table_names_each_rows_checksum() -> None:
+    store, one = MemoryStore(), Shard()
+    named = table_of(store, one.commit(store)[0])["tokens_crc32c"].to_pylist()
+    assert named == checksums(store.get(one.tokens_key))[:ROWS]
+    assert {place for place, value in enumerate(named) if value is None} == set(BAD)
+    assert len(set(named)) == ROWS - 1
+
+
 def test_commit__without_cls_has_no_such_column() -> None:
     store, one = MemoryStore(), Shard(cls_width=None)
     assert "cls" not in table_of(store, one.commit(store)[0], None).column_names
@@ -118,7 +133,7 @@ def test_commit__adopts_what_a_dead_attempt_left() -> None:
     assert store.get(living.tokens_key) == left
     assert (commit.tokens.size, commit.tokens.sha256) == (len(left), digest(left))
     assert commit.cls.key != orphan
-    assert len(table_of(store, commit)) == ROWS
+    assert table_of(store, commit)["tokens_crc32c"].to_pylist() == checksums(left)[:ROWS]
     assert written == commit.cls.size + store.size(living.commit_key)
 
 
