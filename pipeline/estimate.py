@@ -19,14 +19,9 @@ from infra.terminal import Terminal, human_bytes
 from pipeline import sets as feature_sets
 from pipeline.extract import describe_teachers
 from pipeline.job import TeacherTask
+from pipeline.listing import Listing, list_images, unplanned
 from pipeline.pictures import Order, Picture, make_picture
-from pipeline.planning import (
-    Listing,
-    draws_of,
-    list_images,
-    order_key,
-    unplanned,
-)
+from pipeline.planning import draws_of, order_key
 from pipeline.teachers import load_teacher
 from schemas import layout
 from schemas.codec import codec_folder, codec_record

@@ -28,9 +28,10 @@ from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline import sets as feature_sets
 from pipeline.job import FeatureSet, Job, ShardTask, SpanReport, SpanTask, TeacherTask
-from pipeline.planning import grow_plan, open_or_create_cache, span_count
+from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import publish
+from pipeline.spans import span_count
 from pipeline.teachers import load_teacher
 from schemas import tables
 from schemas.errors import ConfigError

@@ -11,7 +11,7 @@ from infra.catalog import PlanReader
 from infra.pixels.decode import decode
 from infra.pixels.views import Draws, Pixels, box, pixels_digest, render
 from infra.sources import Source
-from pipeline.planning import Span
+from pipeline.spans import Span
 from schemas.errors import ImageError
 from schemas.extract_config import Views
 

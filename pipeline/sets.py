@@ -12,7 +12,7 @@ from pipeline.job import (
     SpanTask,
     TeacherTask,
 )
-from pipeline.planning import span_of
+from pipeline.spans import span_of
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
 from schemas.errors import AlreadyExists, DamageError, NotFound

@@ -1,71 +1,24 @@
 """`teachonce verify`: every checksum, count and alignment of a cache's newest snapshot."""
 
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from infra.catalog import Catalog, PlanReader, Snapshot, get_checked, read_teacher
+from infra.catalog import Catalog, PlanReader, Snapshot
 from infra.command import Outcome
-from infra.store import ObjectStore, open_store
+from infra.store import open_store
 from infra.terminal import Terminal
-from pipeline.publish import places, read_commit
-from schemas import layout, shard, tables
-from schemas.codec import codec_record
-from schemas.errors import DamageError, NotFound
+from pipeline.checks import Findings, Line, check_object, check_set, check_span
+from pipeline.publish import places
+from schemas import layout
+from schemas.errors import DamageError
 from schemas.layout import SetPath
 from schemas.options import VerifyOptions
-from schemas.records import (
-    Calibration,
-    CodecRecord,
-    ObjectRecord,
-    PlanCommit,
-    ShardCommit,
-    TeacherRecord,
-)
-from schemas.sealed import Record, digest, seal, unseal
+from schemas.records import PlanCommit
 
 DAMAGE_SHOWN = 20
-Line = dict[str, Any]
-"""One line of a snapshot's table."""
 REMEDY = "restore the object from a copy, or extract into a new folder"
-
-
-@dataclass
-class Findings:
-    """What was found wrong, gathered by many threads."""
-
-    missing: list[str] = field(default_factory=list)
-    corrupt: list[str] = field(default_factory=list)
-    misaligned: int = 0
-    bad_rows: set[int] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def damage(self, key: str, what: str, *, missing: bool = False) -> None:
-        with self._lock:
-            (self.missing if missing else self.corrupt).append(key)
-            self.notes.append(f"{key}: {what}")
-
-    def misalign(self, key: str, rows: int, what: str) -> None:
-        with self._lock:
-            self.misaligned += rows
-            self.notes.append(f"{key}: {what}")
-
-    def mark_bad(self, rows: list[int]) -> None:
-        with self._lock:
-            self.bad_rows.update(rows)
-
-    @property
-    def clean(self) -> bool:
-        return not (self.missing or self.corrupt or self.misaligned)
 
 
 def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
@@ -83,7 +36,7 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
     plans = [PlanReader(store, commit) for commit in generations]
     for commit in generations:
         for part in commit.parts:
-            _check_object(store, part, findings)
+            check_object(store, part, findings)
     if snapshot is None:
         terminal.warn("no snapshot yet: extract has not finished")
         return _outcome(findings, generations, None, terminal)
@@ -92,13 +45,13 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
         key = layout.snapshot_commit(snapshot.commit.number)
         findings.damage(key, f"counts {snapshot.commit.shards} shards; its tables name others")
     for path, codec_sha256 in sorted({(line["set"], line["codec_sha256"]) for line in lines}):
-        _check_set(store, SetPath.parse(path), codec_sha256, findings)
+        check_set(store, SetPath.parse(path), codec_sha256, findings)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         terminal.progress("verify", sum(line["rows"] for line in lines), "rows") as meter,
     ):
         groups = _by_span(lines, generations)
-        checks = pool.map(lambda group: _check_span(store, plans, group, findings), groups)
+        checks = pool.map(lambda group: check_span(store, plans, group, findings), groups)
         for group, _ in zip(groups, checks):
             meter.advance(sum(line["rows"] for line in group))
     return _outcome(findings, generations, snapshot, terminal)
@@ -112,183 +65,6 @@ def _by_span(lines: list[Line], generations: list[PlanCommit]) -> list[list[Line
         return line["generation"], line["first_row"] // (plan.span_images * plan.views.per_image)
 
     return [list(group) for _, group in groupby(sorted(lines, key=span), key=span)]
-
-
-def _check_span(
-    store: ObjectStore, plans: list[PlanReader], lines: list[Line], findings: Findings
-) -> None:
-    pictures: dict[str, bytes] = {}
-    for line in lines:
-        table = _check_shard(store, plans, line, findings)
-        if table is None:
-            continue
-        good = table.filter(pc.equal(table["status"], tables.OK))
-        others = sum(
-            pictures.setdefault(key, sha256) != sha256
-            for key, sha256 in zip(good["key"].to_pylist(), good["image_sha256"].to_pylist())
-        )
-        if others:
-            what = f"{others} rows were computed from other pictures than another set's"
-            findings.misalign(line["cls_key"], others, what)
-
-
-def _check_shard(
-    store: ObjectStore, plans: list[PlanReader], line: Line, findings: Findings
-) -> pa.Table | None:
-    """Everything about one shard; returns its CLS table if that is sound."""
-    path = SetPath.parse(line["set"])
-    commit_key = path.commit(line["generation"], line["shard"])
-    try:
-        commit = read_commit(store, (line["set"], line["generation"], line["shard"]))
-    except NotFound:
-        findings.damage(commit_key, "the commit is missing", missing=True)
-        return None
-    except DamageError as error:
-        findings.damage(commit_key, str(error))
-        return None
-    if digest(seal(commit)) != line["commit_sha256"]:
-        findings.damage(commit_key, "is another commit than the snapshot names")
-    array = path.array(commit.generation)
-    try:
-        rows_per_shard = shard.rows_per_shard_of(
-            get_checked(
-                store, ObjectRecord(key=array, size=store.size(array), sha256=commit.array_sha256)
-            )
-        )
-    except (NotFound, DamageError) as error:
-        findings.damage(array, str(error), missing=isinstance(error, NotFound))
-        return None
-    table = _cls_table(store, path, commit, findings)
-    if table is not None:
-        _check_alignment(plans[commit.generation], commit, table, findings)
-    try:
-        tokens = store.get(commit.tokens.key)
-    except NotFound:
-        findings.damage(commit.tokens.key, "is missing", missing=True)
-        return table
-    _check_tokens(commit, tokens, rows_per_shard, table, findings)
-    return table
-
-
-def _check_object(store: ObjectStore, record: ObjectRecord, findings: Findings) -> bytes | None:
-    try:
-        store.size(record.key)
-        return get_checked(store, record)
-    except NotFound:
-        findings.damage(record.key, "is missing", missing=True)
-    except DamageError as error:
-        findings.damage(record.key, str(error))
-    return None
-
-
-def _cls_table(
-    store: ObjectStore, path: SetPath, commit: ShardCommit, findings: Findings
-) -> pa.Table | None:
-    data = _check_object(store, commit.cls, findings)
-    if data is None:
-        return None
-    try:
-        teacher = read_teacher(store, path.fingerprint12)
-    except DamageError:
-        return None  # counted once, with the set
-    try:
-        return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
-    except DamageError as error:
-        findings.damage(commit.cls.key, str(error))
-    return None
-
-
-def _check_alignment(
-    plan: PlanReader, commit: ShardCommit, table: pa.Table, findings: Findings
-) -> None:
-    try:
-        expected = plan.rows(commit.first_row, commit.rows)
-    except DamageError:
-        return  # the plan's part is counted already
-    first = plan.commit.first_row + commit.first_row
-    if len(table) != commit.rows:
-        findings.misalign(commit.cls.key, commit.rows, f"has {len(table)} rows, not {commit.rows}")
-        return
-    same = np.asarray(pc.equal(table["row"], pa.array(range(first, first + commit.rows))))
-    for name in ("key", "view"):
-        same = same & np.asarray(pc.equal(table[name], expected[name]))
-    if not same.all():
-        wrong = int((~same).sum())
-        findings.misalign(commit.cls.key, wrong, f"{wrong} rows are not those of the plan")
-    bad = np.flatnonzero(np.asarray(pc.equal(table["status"], tables.BAD)))
-    findings.mark_bad((first + bad).tolist())
-    if len(bad) != commit.bad or commit.ok + commit.bad != commit.rows:
-        findings.damage(commit.cls.key, f"has {len(bad)} bad rows, its commit says {commit.bad}")
-
-
-def _check_tokens(
-    commit: ShardCommit,
-    tokens: bytes,
-    rows_per_shard: int,
-    table: pa.Table | None,
-    findings: Findings,
-) -> None:
-    """Names the rows that are damaged, as far as the index tells where they are."""
-    key = commit.tokens.key
-    try:
-        index = shard.decode_index(tokens, key, rows_per_shard)
-    except DamageError as error:
-        findings.damage(key, f"{error}: none of its rows can be found")
-        return
-    absent = shard.is_absent(index)
-    damaged = []
-    for row in np.flatnonzero(~absent).tolist():
-        offset, length = (int(value) for value in index[row])
-        try:
-            shard.check_chunk(memoryview(tokens)[offset : offset + length], key, row)
-        except DamageError:
-            damaged.append(commit.first_row + row)
-    if damaged:
-        findings.damage(key, f"rows {_ranges(damaged)} of generation {commit.generation} damaged")
-    elif len(tokens) != commit.tokens.size or digest(tokens) != commit.tokens.sha256:
-        findings.damage(key, "is another object than its commit names")
-    elif table is not None and len(table) == commit.rows:
-        stored = shard.checksums(tokens, key, rows_per_shard)
-        named = table["tokens_crc32c"].to_pylist()
-        if stored != named + [None] * (rows_per_shard - commit.rows):
-            findings.damage(key, "holds other rows than its CLS table names")
-
-
-def _ranges(rows: list[int]) -> str:
-    """Sorted rows as `3, 5-9`."""
-    cuts = np.flatnonzero(np.diff(rows) > 1) + 1
-    runs = np.split(np.asarray(rows), cuts)
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _check_set(store: ObjectStore, path: SetPath, codec_sha256: str, findings: Findings) -> None:
-    """The sealed records beside a set's shards, each the one that belongs there."""
-    key = layout.teacher(path.fingerprint12)
-    teacher = _check_sealed(store, key, TeacherRecord, findings)
-    if teacher is not None and teacher.fingerprint12 != path.fingerprint12:
-        findings.damage(key, f"is the record of teacher {teacher.fingerprint}")
-    codec = _check_sealed(store, path.codec_json, CodecRecord, findings)
-    if codec is not None and digest(seal(codec)) != codec_sha256:
-        findings.damage(path.codec_json, "is another codec than the commits name")
-        codec = None
-    key = layout.calibration(path.fingerprint12, path.grid)
-    calibration = _check_sealed(store, key, Calibration, findings)
-    if codec is None or calibration is None:
-        return
-    if codec_record(codec.tokens_codec, calibration) != codec:
-        findings.damage(key, f"is another measurement than {path.codec_json} derives from")
-
-
-def _check_sealed(
-    store: ObjectStore, key: str, kind: type[Record], findings: Findings
-) -> Record | None:
-    try:
-        return unseal(store.get(key), kind, key)
-    except NotFound:
-        findings.damage(key, "is missing", missing=True)
-    except DamageError as error:
-        findings.damage(key, str(error))
-    return None
 
 
 def _coverage(

@@ -26,7 +26,7 @@ from pipeline.job import (
     SpanTask,
 )
 from pipeline.pictures import DecodeAhead, Order, Picture, orders_of_span
-from pipeline.planning import Span, span_of
+from pipeline.spans import Span, span_of
 from pipeline.teachers import LoadedTeacher, load_teacher
 from pipeline.writer import RowNote, ShardBuffer
 from schemas.errors import SourceError, TeacherError
@@ -61,8 +61,8 @@ class Worker:
             loaded = load_teacher(task.teacher, task.precision, device)
             if loaded.record.fingerprint != task.record.fingerprint:
                 raise TeacherError(
-                    f"teacher {task.name}: a worker loads {loaded.record.fingerprint12}, the driver "
-                    f"{task.record.fingerprint12}; give all nodes the same weights and versions"
+                    f"teacher {task.name}: a worker loads {loaded.record.fingerprint12}, the "
+                    f"driver {task.record.fingerprint12}; give all nodes the same weights and pins"
                 )
             self._teachers[task.name] = loaded
 

@@ -26,8 +26,9 @@ from schemas.errors import CacheError, ConfigError, ImageError, ResumeError
 from schemas.keyed_hash import hash_texts
 from schemas.names import BLOCK_ROWS
 from trainer.batch import Batch, Target
-from trainer.cache import Block, CacheReader, TeacherInfo
+from trainer.cache import Block, CacheReader
 from trainer.order import BlockTable, EpochOrder
+from trainer.set_reader import TeacherInfo
 
 MAX_AUTO_THREADS = 16
 Place = tuple["Future[Block]", int, int]

@@ -16,10 +16,8 @@ from pipeline.planning import (
     grow_plan,
     open_or_create_cache,
     order_key,
-    span_count,
-    span_images,
-    span_of,
 )
+from pipeline.spans import span_count, span_images, span_of
 from schemas.errors import ConfigError
 from schemas.keyed_hash import hash_texts
 from schemas.records import PlanCommit
