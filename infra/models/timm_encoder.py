@@ -125,8 +125,8 @@ def _describe(name: str, model: nn.Module) -> Encoder:
         patch_width=int(model.num_features),  # type: ignore[arg-type]
         cls_width=0,
         cls_kind=kind,
-        pixel_mean=tuple(config["mean"]),
-        pixel_std=tuple(config["std"]),
+        pixel_mean=tuple(map(float, config["mean"])),
+        pixel_std=tuple(map(float, config["std"])),
     )
     side = patch_pixels * max(1, 64 // patch_pixels)
     try:

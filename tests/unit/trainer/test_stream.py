@@ -2,91 +2,28 @@ import itertools
 import json
 import shutil
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import trainer.stream
 from infra.catalog import Catalog, PlanReader
 from infra.store import open_store
 from schemas import shard
-from schemas.errors import CacheError, ConfigError, ResumeError
-from tests.caches import CNN, VIT, config_of, extract_here, pictures, read_table
-from trainer import CacheStream
-from trainer.batch import Batch
-
-IMAGES, MORE, VIEWS = 267, 5, 2
-ROWS = (IMAGES + 1 + MORE) * VIEWS
-"""546: 17 blocks and, of the second generation, one of ten rows: two windows."""
-EMPTY = "empty.jpg"
-
-
-@dataclass(frozen=True)
-class Cached:
-    cache: Path
-    source: Path
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory: pytest.TempPathFactory) -> Cached:
-    """Two snapshots of two teachers, the first without the last pictures; one picture is bad."""
-    folder = tmp_path_factory.mktemp("stream")
-    source = pictures(folder / "pictures", IMAGES)
-    (source / EMPTY).write_bytes(b"")
-    config = config_of(
-        folder / "cache",
-        source,
-        views={"per_image": VIEWS},
-        teachers={"vit": VIT | {"grids": [2, 3]}, "cnn": CNN},
-    )
-    assert extract_here(config).result["bad"] == VIEWS
-    pictures(source, MORE, first=1000)
-    assert extract_here(config).result["rows"] == ROWS
-    return Cached(folder / "cache", source)
-
-
-def stream_of(cached: Cached, **changes: Any) -> CacheStream:
-    options: dict[str, Any] = {"pixels": 32, "batch_size": 64, "teachers": {"vit": 2, "cnn": 2}}
-    return CacheStream(str(cached.cache), **(options | changes))
-
-
-def epoch_of(stream: CacheStream) -> list[Batch]:
-    """The batches to the end of the epoch."""
-    epoch = stream.state_dict()["epoch"]
-    batches = []
-    with closing(iter(stream)) as iterator:
-        for batch in iterator:
-            batches.append(batch)
-            if batch.state["epoch"] != epoch:
-                break
-    return batches
-
-
-def rows_of(batches: list[Batch]) -> list[int]:
-    return [row for batch in batches for row in batch.rows.tolist()]
-
-
-def joined(batches: list[Batch]) -> dict[str, torch.Tensor]:
-    """What the batches hold, whatever their size."""
-    parts: dict[str, list[torch.Tensor]] = {}
-    for batch in batches:
-        for name in ("rows", "pixels", "weight"):
-            parts.setdefault(name, []).append(getattr(batch, name))
-        for name, target in batch.targets.items():
-            parts.setdefault(f"{name} tokens", []).append(target.tokens)
-            assert target.cls is not None
-            parts.setdefault(f"{name} cls", []).append(target.cls)
-    return {name: torch.cat(part) for name, part in parts.items()}
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, values in one.items():
-        assert torch.equal(values, other[name]), name
+from tests.caches import read_table
+from tests.unit.trainer.streams import (
+    EMPTY,
+    IMAGES,
+    ROWS,
+    VIEWS,
+    Cached,
+    assert_equal,
+    epoch_of,
+    joined,
+    rows_of,
+    stream_of,
+)
 
 
 def test_iter__serves_every_row_once_in_every_epoch(cached: Cached) -> None:
@@ -214,91 +151,3 @@ def test_init__finds_pictures_where_they_have_moved(cached: Cached, tmp_path: Pa
     moved = shutil.copytree(cached.source, tmp_path / "elsewhere")
     served = epoch_of(stream_of(cached, images_root=str(moved)))
     assert_equal(joined(served), joined(epoch_of(stream_of(cached))))
-
-
-def changed(cached: Cached, folder: Path) -> Path:
-    """A copy of the pictures in which one has one byte more."""
-    moved = shutil.copytree(cached.source, folder / "changed")
-    with (moved / "0007.jpg").open("ab") as file:
-        file.write(b"\0")
-    return moved
-
-
-def test_iter__a_changed_picture_is_refused_by_name(cached: Cached, tmp_path: Path) -> None:
-    moved = changed(cached, tmp_path)
-    with pytest.raises(CacheError, match=r"image 0007\.jpg: has changed since it was extracted"):
-        epoch_of(stream_of(cached, images_root=str(moved)))
-
-
-def test_iter__without_pixels_pictures_are_not_read(cached: Cached, tmp_path: Path) -> None:
-    moved = changed(cached, tmp_path)
-    assert len(rows_of(epoch_of(stream_of(cached, pixels=None, images_root=str(moved))))) == ROWS
-
-
-def test_iter__a_missing_picture_is_refused_by_name(cached: Cached, tmp_path: Path) -> None:
-    moved = shutil.copytree(cached.source, tmp_path / "elsewhere")
-    (moved / "0011.jpg").unlink()
-    with pytest.raises(CacheError, match=r"image 0011\.jpg: is no longer .* Set images\.root"):
-        epoch_of(stream_of(cached, images_root=str(moved)))
-
-
-def test_iter__other_pixels_are_refused_where_a_teacher_saw_that_size(
-    cached: Cached, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As from another decoder: one value of one pixel is one more."""
-    render = trainer.stream.render
-
-    def other(*arguments: Any) -> Any:
-        square = render(*arguments).copy()
-        square[0, 0, 0] ^= 1
-        return square
-
-    monkeypatch.setattr(trainer.stream, "render", other)
-    with pytest.raises(CacheError, match=r"image \d+\.jpg: decodes to other pixels here"):
-        next(iter(stream_of(cached)))
-    assert len(next(iter(stream_of(cached, pixels=40))).rows) == 64
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"snapshot": 9}, CacheError, "no snapshot 9; the newest is 2"),
-        ({"teachers": {"dino": 2}}, CacheError, "has no teacher 'dino'; it has cnn, vit"),
-        ({"teachers": {"vit": 5}}, ConfigError, "vit.grids: not cached at 5; there is 2, 3"),
-        ({"teachers": {"vit": None}}, ConfigError, "vit.grids: cached at 2, 3; name one"),
-        ({"views": [7]}, CacheError, "no rows that all of vit, cnn cover in the views asked for"),
-        ({"images_root": "/nowhere"}, ConfigError, "images /nowhere: no picture, Parquet file or"),
-    ],
-)
-def test_init__says_what_there_is(
-    cached: Cached, changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        stream_of(cached, **changes)
-
-
-def test_init__no_cache(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"no cache here \(it has no cache\.json\)"):
-        CacheStream(str(tmp_path), pixels=None, batch_size=1)
-
-
-def test_state_dict__is_small(cached: Cached) -> None:
-    assert len(json.dumps(stream_of(cached).state_dict())) < 1024
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("seed", {"seed": 1}),
-        ("snapshot", {"snapshot": 1}),
-        ("views", {"views": [0]}),
-        ("teachers", {"teachers": {"vit": 2}}),
-        ("teachers", {"teachers": {"vit": 3, "cnn": 2}}),
-    ],
-)
-def test_load_state_dict__another_order_is_refused(
-    cached: Cached, name: str, changes: dict[str, Any]
-) -> None:
-    state = stream_of(cached, pixels=None).state_dict()
-    with pytest.raises(ResumeError, match=f"is of another order: {name} was .*, now "):
-        stream_of(cached, pixels=None, **changes).load_state_dict(state)
