@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,8 +126,8 @@ def _describe(name: str, model: nn.Module) -> Encoder:
         patch_width=int(model.num_features),  # type: ignore[arg-type]
         cls_width=0,
         cls_kind=kind,
-        pixel_mean=tuple(map(float, config["mean"])),
-        pixel_std=tuple(map(float, config["std"])),
+        pixel_mean=_three(config["mean"]),
+        pixel_std=_three(config["std"]),
     )
     side = patch_pixels * max(1, 64 // patch_pixels)
     try:
@@ -141,3 +142,9 @@ def _describe(name: str, model: nn.Module) -> Encoder:
             f"not a square grid of {patch_pixels} px patches of width {encoder.patch_width}"
         )
     return replace(encoder, cls_width=cls.shape[1])
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    """Per channel, as floats: a whole number would be written otherwise, and hashed otherwise."""
+    red, green, blue = map(float, values)
+    return red, green, blue
