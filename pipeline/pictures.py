@@ -116,9 +116,10 @@ class DecodeAhead:
         self._started: dict[Hashable, Chunk] = {}
 
     def start(self, name: Hashable, views: Views, orders: Sequence[Order]) -> None:
-        """Begin with a span's first chunk before the span's turn has come."""
+        """Begin with a span's first chunk before the span's turn has come. What was begun before
+        and never came is dropped."""
         if name not in self._started:
-            self._started[name] = self._submit(views, orders, 0)
+            self._started = {name: self._submit(views, orders, 0)}
 
     def chunks(
         self, name: Hashable, views: Views, orders: Sequence[Order]

@@ -5,20 +5,20 @@ task whose worker died goes to a new worker; which rows exist is told by commits
 that runs twice writes nothing twice.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from infra.ray_session import Resources, ray_session
 from infra.terminal import Terminal
 from pipeline.job import FeatureSet, Job
+from pipeline.task_queue import TaskQueue
 from pipeline.worker import Worker
 from schemas.errors import ConfigError, TeachonceError
 from schemas.extract_config import Workers
 
-Task = TypeVar("Task")
+Task = TypeVar("Task", bound=Hashable)
 ATTEMPTS = 3
 """Workers that a task may take with it before the job gives up on it."""
 
@@ -45,47 +45,37 @@ class LocalPool:
             yield task, getattr(self._worker, method)(task, upcoming)
 
 
-@dataclass
-class _Slot:
-    """One actor: the task it computes and the one it has been told to expect."""
-
-    actor: Any
-    now: Any = None
-    upcoming: Any = None
-
-
 class RayPool:
     """Actors that pull tasks; each knows its next task one ahead, to decode meanwhile."""
 
     def __init__(self, ray: Any, start: Callable[[], Any], count: int) -> None:
         self._ray, self._start = ray, start
         self._sets: tuple[FeatureSet, ...] = ()
-        self._slots = [_Slot(start()) for _ in range(count)]
-        self._get([slot.actor.load.remote() for slot in self._slots])
+        self._actors = [start() for _ in range(count)]
+        self._load(self._actors)
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         self._sets = sets
-        for slot in self._slots:
-            slot.actor.use_sets.remote(sets)
+        for actor in self._actors:
+            actor.use_sets.remote(sets)
 
     def run(self, method: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        queue = deque(tasks)
+        queue = TaskQueue(tasks)
         failures: dict[Task, int] = {}
-        running: dict[Any, _Slot] = {}
+        running: dict[Any, tuple[int, Task]] = {}
 
-        def submit(slot: _Slot) -> None:
-            slot.now = slot.upcoming if slot.upcoming is not None else _pull(queue)
-            slot.upcoming = _pull(queue) if slot.now is not None else None
-            if slot.now is not None:
-                reference = getattr(slot.actor, method).remote(slot.now, slot.upcoming)
-                running[reference] = slot
+        def submit(number: int, task: Task | None) -> None:
+            if task is not None:
+                upcoming = queue.expect(number)
+                reference = getattr(self._actors[number], method).remote(task, upcoming)
+                running[reference] = number, task
 
-        for slot in self._slots:
-            submit(slot)
+        first = [queue.take(number) for number in range(len(self._actors))]
+        for number, task in enumerate(first):
+            submit(number, task)
         while running:
             (reference,), _ = self._ray.wait(list(running), num_returns=1)
-            slot = running.pop(reference)
-            task = slot.now
+            number, task = running.pop(reference)
             try:
                 result = self._get(reference)
             except self._ray.exceptions.RayActorError as error:
@@ -94,18 +84,25 @@ class RayPool:
                     raise TeachonceError(
                         f"{task} ended {ATTEMPTS} workers, the last with: {error}"
                     ) from None
-                queue.extendleft(filter(None, (slot.upcoming, task)))
-                slot.upcoming = None
-                self._replace(slot)
-                submit(slot)
+                queue.put_back(task)
+                self._replace(number)
+                submit(number, queue.take(number))
                 continue
-            submit(slot)
+            submit(number, queue.take(number))
             yield task, result
 
-    def _replace(self, slot: _Slot) -> None:
-        slot.actor = self._start()
-        self._get(slot.actor.load.remote())
-        slot.actor.use_sets.remote(self._sets)
+    def _replace(self, number: int) -> None:
+        self._actors[number] = self._start()
+        self._load([self._actors[number]])
+        self._actors[number].use_sets.remote(self._sets)
+
+    def _load(self, actors: list[Any]) -> None:
+        try:
+            self._get([actor.load.remote() for actor in actors])
+        except self._ray.exceptions.RayActorError as error:
+            raise TeachonceError(
+                f"a worker died while it loaded the teachers, for want of memory perhaps: {error}"
+            ) from None
 
     def _get(self, references: Any) -> Any:
         """What the workers returned; raises what one of ours raised, without Ray around it."""
@@ -162,7 +159,3 @@ def _count(workers: Workers, resources: Resources, gpus: float, tasks: int) -> t
     if tasks < offered:
         return max(1, tasks), f"as many as there are spans, of {offered} {unit}s"
     return max(1, offered), f"one a {unit}"
-
-
-def _pull(queue: deque[Any]) -> Any:
-    return queue.popleft() if queue else None

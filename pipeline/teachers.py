@@ -39,7 +39,7 @@ class LoadedTeacher:
         batch = torch.from_numpy(np.stack(squares)).to(self.device, non_blocking=True)
         mean = torch.tensor(self.record.pixel_mean, device=self.device)
         std = torch.tensor(self.record.pixel_std, device=self.device)
-        return ((batch.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        return batch.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> tuple[Tensor | None, Tensor]:
