@@ -103,7 +103,7 @@ class Worker:
         """Compute and commit what is missing of a span; begin to decode the next one."""
         views = self._job.generations[task.generation].views
         span, orders = self._orders(task)
-        buffers = {self._place(shard): self._buffer(shard) for shard in task.shards}
+        open_shards = [self._buffer(shard) for shard in task.shards]
         tally = _Tally()
         pending: list[Future[tuple[ShardCommit, int]]] = []
         last_chunk = (span.images - 1) // self._decoder.chunk_images
@@ -122,13 +122,11 @@ class Worker:
                     f"there, such as {next(iter(pictures.values())).key}; bring the data set back "
                     "and run again"
                 )
-            for shard in task.shards:
-                self._fill(
-                    buffers[self._place(shard)], views.per_image, span, first, pictures, tally
-                )
-            done = [place for place, buffer in buffers.items() if buffer.complete]
-            for place in done:
-                pending.append(self._writer.submit(buffers.pop(place).commit, self._store))
+            for buffer in open_shards:
+                self._fill(buffer, views.per_image, span, first, pictures, tally)
+            for buffer in [buffer for buffer in open_shards if buffer.complete]:
+                open_shards.remove(buffer)
+                pending.append(self._writer.submit(buffer.commit, self._store))
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
         return tally.report([future.result() for future in pending])
@@ -234,10 +232,6 @@ class Worker:
     def _buffer(self, shard: ShardTask) -> ShardBuffer:
         first_row = self._job.generations[shard.generation].first_row
         return ShardBuffer(shard, self._sets[shard.feature_set], first_row)
-
-    @staticmethod
-    def _place(shard: ShardTask) -> tuple[int, int]:
-        return shard.feature_set, shard.shard
 
 
 class _Tally:
