@@ -1,4 +1,5 @@
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.sources import Source, open_source
-from schemas.errors import ConfigError, ImageError
+from schemas.errors import ConfigError, ImageError, SourceError
 from schemas.extract_config import Columns
 from tests.builders import photograph_bytes
 
@@ -74,7 +75,9 @@ def test_folder__empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.parquet", "s4://bucket/x"])
 def test_open_source__nothing_there(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"images .*(nothing is there|Protocol not known)"):
+    with pytest.raises(
+        ConfigError, match=r"images .*(no picture, Parquet file or folder|Protocol not known)"
+    ):
         open_source(name, COLUMNS)
 
 
@@ -161,3 +164,55 @@ def test_parquet__unknown_key_is_a_reason(tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path / "a.parquet", "bytes")), COLUMNS)
     with pytest.raises(ImageError, match="no longer in the data set"):
         source.read("9.jpg")
+
+
+def test_open_source__parquet_beside_pictures_is_not_the_data_set(folder: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), folder / "meta.parquet")
+    assert len(keys(open_source(str(folder), COLUMNS))) == 4
+
+
+def test_open_source__parquet_in_folders(tmp_path: Path) -> None:
+    part = tmp_path / "data" / "year=2026" / "part.parquet"
+    part.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"path": ["k"], "image": [b"bytes"]}), part)
+    assert keys(open_source(str(tmp_path / "data"), COLUMNS)) == ["k"]
+
+
+def test_open_source__one_picture(folder: Path) -> None:
+    source = open_source(str(folder / "cats" / "b.JPEG"), COLUMNS)
+    assert keys(source) == ["b.JPEG"]
+    assert source.read("b.JPEG") == b"cats/b.JPEG"
+
+
+def test_folder__a_pipe_is_no_picture(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    assert "pipe.jpg" not in keys(open_source(str(folder), COLUMNS))
+
+
+def test_folder__a_vanished_file_is_told_from_a_fault_that_passes(folder: Path) -> None:
+    source = open_source(str(folder), COLUMNS)
+    with pytest.raises(ImageError) as gone:
+        source.read("gone.jpg")
+    assert gone.value.__dict__["missing"]
+    os.symlink("loop.jpg", folder / "loop.jpg")
+    with pytest.raises(SourceError, match=r"reading loop\.jpg failed.*run again"):
+        source.read("loop.jpg")
+
+
+def test_parquet__damage_is_never_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"path": ["k"] * 99, "image": [os.urandom(99)] * 99}), path)
+    whole = path.read_bytes()
+    for place in range(4, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        # Nothing but our own errors: a flip may also hit what is not read, or a picture's bytes.
+        with suppress(ConfigError, SourceError, ImageError):
+            source = open_source(str(path), COLUMNS)
+            for key in keys(source):
+                source.read(key)
+
+
+def test_parquet__a_row_without_key(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["k", None], "image": [b"1", b"2"]}), tmp_path / "d.parquet")
+    with pytest.raises(ConfigError, match="every picture needs a key"):
+        keys(open_source(str(tmp_path / "d.parquet"), COLUMNS))

@@ -199,3 +199,15 @@ def test_build__without_weights_is_for_the_caller_to_fill(model: torch.nn.Module
     bare: Encoder = build_timm("vit_tiny_patch16_224", SMALL, None)
     bare.model.load_state_dict(model.state_dict())
     assert tensors_digest(bare.model) == tensors_digest(model)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t"])
+def test_weights__may_hold_the_classifier_too(name: str, tmp_path: Path) -> None:
+    import timm
+
+    whole = timm.create_model(name)
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    encoder = build_timm(name, {}, str(tmp_path / "whole.safetensors"))
+    stored = whole.state_dict()
+    for key, value in encoder.model.state_dict().items():
+        assert torch.equal(value, stored[key])

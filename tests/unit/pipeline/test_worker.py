@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from infra.store import open_store
+from schemas.errors import ConfigError, SourceError
 from tests.caches import CNN, VIT, commits, config_of, extract_here, pictures, verify_here
 from trainer.cache import CacheReader
 
@@ -46,3 +47,20 @@ def test_process__the_size_of_shards_changes_no_number(tmp_path: Path, source: P
             np.testing.assert_array_equal(part.tokens, second.sets[name].tokens)
             np.testing.assert_array_equal(part.cls, second.sets[name].cls)
             assert part.pixels_sha256 == second.sets[name].pixels_sha256
+
+
+def test_process__a_data_set_that_is_gone_makes_no_bad_rows(tmp_path: Path, source: Path) -> None:
+    cache = tmp_path / "cache"
+    assert extract_here(config_of(cache, source)).result["ok"] == IMAGES
+    names = sorted(source.iterdir())
+    kept = names[0].read_bytes()
+    for name in names[1:]:
+        name.unlink()
+    with pytest.raises(SourceError, match=r"none of .* planned pictures is there"):
+        extract_here(config_of(cache, source, teachers={"vit": VIT, "cnn": CNN}))
+    names[0].unlink()
+    with pytest.raises(ConfigError, match="none of them is in"):
+        extract_here(config_of(cache, source))
+    names[0].write_bytes(kept + b"more")
+    with pytest.raises(ConfigError, match=rf"changed since they were planned.*{names[0].name}"):
+        extract_here(config_of(cache, source))
