@@ -7,15 +7,18 @@ import io
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.store import ObjectStore
 from schemas import layout, tables
 from schemas.errors import CacheError, DamageError, NotFound
+from schemas.fingerprint import fingerprint
 from schemas.names import FORMAT_VERSION
 from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit, TeacherRecord
 from schemas.sealed import digest, unseal
@@ -63,6 +66,16 @@ class Catalog:
         if len(found) < at_least:
             raise DamageError(f"{self.store.url}: {key} is missing", key=key)
         return found
+
+    def superseded(self, generations: Sequence[PlanCommit]) -> npt.NDArray[np.int64]:
+        """Plan rows, ascending, whose images stand anew in a later one of the generations."""
+        parts = [np.empty(0, np.int64)]
+        for commit in generations:
+            if commit.superseded is not None:
+                data = get_checked(self.store, commit.superseded)
+                table = tables.from_parquet(data, commit.superseded.key, tables.SUPERSEDED)
+                parts.append(np.asarray(table["row"], np.int64))
+        return np.sort(np.concatenate(parts))
 
     def latest_snapshot(self) -> int | None:
         """The newest snapshot's number: a listing's, then probed forward."""
@@ -153,11 +166,16 @@ def read_teacher(store: ObjectStore, fp12: str) -> TeacherRecord:
         record = unseal(store.get(key), TeacherRecord, key)
     except NotFound:
         raise DamageError(f"{store.url}: {key} is missing", key=key) from None
-    if record.fingerprint12 != fp12:
+    if not is_record_of(record, fp12):
         raise DamageError(
-            f"{store.url}: {key} is the record of teacher {record.fingerprint}", key=key
+            f"{store.url}: {key} is the record of another teacher than {fp12}", key=key
         )
     return record
+
+
+def is_record_of(record: TeacherRecord, fp12: str) -> bool:
+    """Whether what a record says gives the fingerprint that it and its folder have."""
+    return record.fingerprint == fingerprint(record.model_dump()) and record.fingerprint12 == fp12
 
 
 class PlanReader:

@@ -102,9 +102,12 @@ def read_config(model: type[BaseModel], positional: Sequence[str], words: Sequen
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
-            if not left:
+            if _is_switch(model, name.split(".")):
+                value = left.pop(0) if left and left[0] in ("true", "false") else "true"
+            elif left:
+                value = left.pop(0)
+            else:
                 raise ConfigError(f"command line: --{name} needs a value")
-            value = left.pop(0)
         if name == "config":
             origin, data = value, _read_yaml(value)
         else:
@@ -166,16 +169,25 @@ def _override(model: type[BaseModel], data: dict[str, Any], path: list[str], val
 
 def _value(model: type[BaseModel], path: list[str], text: str) -> Any:
     """A word as YAML, except where the key holds text: there `007` stays `007`."""
-    for name, info in fields(model):
-        same = len(name) == len(path) and all(
-            a in ("*", _key(b)) for a, b in zip(name, path, strict=True)
-        )
-        if same and info.annotation in (str, typing.Optional[str]):  # noqa: UP045
-            return None if text == "null" else text
+    if _annotation(model, path) in (str, typing.Optional[str]):  # noqa: UP045
+        return None if text == "null" else text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _is_switch(model: type[BaseModel], path: list[str]) -> bool:
+    """A key that is yes or no may stand without a value, which means yes."""
+    return _annotation(model, path) is bool
+
+
+def _annotation(model: type[BaseModel], path: list[str]) -> Any:
+    """The type of a key; None if there is no such key."""
+    for name, info in fields(model):
+        if len(name) == len(path) and all(a in ("*", _key(b)) for a, b in zip(name, path)):
+            return info.annotation
+    return None
 
 
 def _key(word: str) -> str:

@@ -40,3 +40,9 @@ def autocast(device: str, precision: str) -> torch.autocast:
     """The context in which a model's forward runs."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return torch.autocast(device, dtype=dtype[precision], enabled=precision != "float32")
+
+
+def synchronise(device: str) -> None:
+    """Wait for what the device was asked to do, so that a clock can be read."""
+    if device == "cuda":
+        torch.cuda.synchronize()

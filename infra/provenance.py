@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-_LIBRARIES = ("torch", "timm", "numpy", "pillow", "ray", "zarr", "pyarrow")
+_LIBRARIES = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "ray", "zarr", "pyarrow")
 
 
 def versions() -> dict[str, str]:

@@ -1,59 +1,116 @@
-"""Per-channel mean and variance of a teacher's tokens, before any of them is stored.
+"""Calibrating teachers: which images they are measured on, and the record of what was measured."""
 
-Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979) in float64, which does
-not cancel however large a channel's mean is beside its spread.
-"""
-
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
-from schemas.records import Moments
+from infra.store import ObjectStore
+from pipeline.job import CalibrationPart, CalibrationTask, TeacherTask
+from pipeline.listing import Standing
+from pipeline.moments import MomentsMeter, covariance_parquet
+from pipeline.sets import create
+from schemas import layout
+from schemas.errors import NotFound
+from schemas.names import BLOCK_ROWS
+from schemas.records import Calibration, ObjectRecord
+from schemas.sealed import digest, seal
+from schemas.spans import span_count, span_of
 
 
-@dataclass
-class MomentsMeter:
-    """Streaming moments of vectors of one width."""
+def uncalibrated(store: ObjectStore, teachers: Sequence[TeacherTask]) -> list[tuple[int, int]]:
+    """(index of teacher, grid) of what has no calibration yet."""
+    return [
+        (index, grid)
+        for index, teacher in enumerate(teachers)
+        for grid in teacher.grids
+        if not _exists(store, layout.calibration(teacher.record.fingerprint12, grid))
+    ]
 
-    width: int
-    count: int = 0
-    mean: npt.NDArray[np.float64] = field(init=False)
-    squares: npt.NDArray[np.float64] = field(init=False)
-    """Sum of squared distances from the mean."""
 
-    def __post_init__(self) -> None:
-        self.mean = np.zeros(self.width)
-        self.squares = np.zeros(self.width)
+def calibration_tasks(
+    pairs: Sequence[tuple[int, int]], standing: Sequence[Standing], images: int
+) -> list[CalibrationTask]:
+    """The first `images` images that count, in the plan's order, cut into stretches so that the
+    sums never depend on the workers."""
+    tasks = []
+    left = images
+    for generation in standing:
+        if generation.plan.first_view:
+            continue  # images that an earlier generation has as well
+        for number in range(span_count(generation.plan)):
+            span = span_of(generation.plan, number)
+            for first in range(0, span.images, BLOCK_ROWS):
+                start = span.first_image + first
+                present = generation.present[start : start + min(BLOCK_ROWS, span.images - first)]
+                if left and present.any():
+                    count = int((np.cumsum(present) <= left).sum())
+                    left -= int(present[:count].sum())
+                    place = (generation.plan.generation, number, first, count)
+                    tasks.append(
+                        CalibrationTask(tuple(pairs), *place, generation.excused(start, count))
+                    )
+    return tasks
 
-    def add(self, vectors: Tensor) -> None:
-        """Take in vectors [..., width]; those that are not finite are left out."""
-        values = vectors.reshape(-1, self.width).double().cpu().numpy()
-        values = values[np.isfinite(values).all(axis=1)]
-        if len(values) == 0:
-            return
-        mean = values.mean(axis=0)
-        self._merge(len(values), mean, ((values - mean) ** 2).sum(axis=0))
 
-    def merge(self, other: Moments) -> None:
-        variance = np.asarray(other.variance, np.float64)
-        self._merge(other.count, np.asarray(other.mean, np.float64), variance * other.count)
+class Calibrations:
+    """Merges what the tasks measured in the order of the images, whichever ends first."""
 
-    def _merge(
-        self, count: int, mean: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]
+    def __init__(
+        self,
+        teachers: Sequence[TeacherTask],
+        pairs: Sequence[tuple[int, int]],
+        tasks: Sequence[CalibrationTask],
     ) -> None:
-        total = self.count + count
-        if total == 0:
-            return
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.squares = self.squares + squares + delta**2 * (self.count * count / total)
-        self.count = total
+        self._pairs = [(teachers[index].record, grid) for index, grid in pairs]
+        self._waiting = list(tasks)
+        self._parts: dict[CalibrationTask, list[CalibrationPart]] = {}
+        self._rows = [0] * len(pairs)
+        self._tokens = [MomentsMeter(record.patch_width) for record, _ in self._pairs]
+        self._cls = [
+            None if record.cls_width is None else MomentsMeter(record.cls_width)
+            for record, _ in self._pairs
+        ]
 
-    def moments(self) -> Moments:
-        """What was seen; without any vectors mean 0 and variance 1."""
-        variance = self.squares / self.count if self.count else np.ones(self.width)
-        return Moments(
-            count=self.count, mean=tuple(self.mean.tolist()), variance=tuple(variance.tolist())
-        )
+    def add(self, task: CalibrationTask, parts: list[CalibrationPart]) -> None:
+        """Take in a task's part for each pair. Parts that came early are held back."""
+        self._parts[task] = parts
+        while self._waiting and self._waiting[0] in self._parts:
+            for place, part in enumerate(self._parts.pop(self._waiting.pop(0))):
+                self._rows[place] += part.rows
+                self._tokens[place].merge(part.tokens)
+                cls = self._cls[place]
+                if cls is not None and part.cls is not None:
+                    cls.merge(part.cls)
+
+    def store(self, store: ObjectStore, images: int) -> None:
+        """Write each pair's covariances, then, create-only, its calibration."""
+        for (record, grid), rows, tokens, cls in zip(
+            self._pairs, self._rows, self._tokens, self._cls
+        ):
+            place = (record.fingerprint12, grid)
+            calibration = Calibration(
+                images=images,
+                rows=rows,
+                tokens=tokens.moments(),
+                cls=None if cls is None else cls.moments(),
+                tokens_covariance=_store_covariance(store, place, "tokens", tokens),
+                cls_covariance=None if cls is None else _store_covariance(store, place, "cls", cls),
+            )
+            create(store, layout.calibration(*place), seal(calibration))
+
+
+def _store_covariance(
+    store: ObjectStore, place: tuple[str, int], vector: str, meter: MomentsMeter
+) -> ObjectRecord:
+    data = covariance_parquet(meter.covariance())
+    key = layout.covariance(*place, vector, uuid.uuid4().hex[:12])
+    store.create(key, data)
+    return ObjectRecord(key=key, size=len(data), sha256=digest(data))
+
+
+def _exists(store: ObjectStore, key: str) -> bool:
+    try:
+        return store.size(key) > 0
+    except NotFound:
+        return False

@@ -5,17 +5,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import PlanReader, get_checked, read_teacher
+from infra.catalog import PlanReader, get_checked, is_record_of, read_teacher
 from infra.store import ObjectStore
 from pipeline.publish import read_commit
 from schemas import layout, shard, tables
 from schemas.codec import codec_record
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
-from schemas.records import Calibration, CodecRecord, ObjectRecord, ShardCommit, TeacherRecord
+from schemas.records import (
+    Calibration,
+    CodecRecord,
+    ObjectRecord,
+    Probe,
+    ShardCommit,
+    TeacherRecord,
+)
 from schemas.sealed import Record, digest, seal, unseal
 
 Line = dict[str, Any]
@@ -46,6 +54,10 @@ class Findings:
     def mark_bad(self, rows: list[int]) -> None:
         with self._lock:
             self.bad_rows.update(rows)
+
+    def forgive(self, rows: npt.NDArray[np.int64]) -> None:
+        """Rows that stand anew in a later generation do not count as bad."""
+        self.bad_rows.difference_update(rows.tolist())
 
     @property
     def clean(self) -> bool:
@@ -201,20 +213,35 @@ def _ranges(rows: list[int]) -> str:
 
 def check_set(store: ObjectStore, path: SetPath, codec_sha256: str, findings: Findings) -> None:
     """The sealed records beside a set's shards, each the one that belongs there."""
-    key = layout.teacher(path.fingerprint12)
-    teacher = _check_sealed(store, key, TeacherRecord, findings)
-    if teacher is not None and teacher.fingerprint12 != path.fingerprint12:
-        findings.damage(key, f"is the record of teacher {teacher.fingerprint}")
+    _check_teacher(store, path, findings)
     codec = _check_sealed(store, path.codec_json, CodecRecord, findings)
     if codec is not None and digest(seal(codec)) != codec_sha256:
         findings.damage(path.codec_json, "is another codec than the commits name")
         codec = None
     key = layout.calibration(path.fingerprint12, path.grid)
     calibration = _check_sealed(store, key, Calibration, findings)
+    if calibration is not None:
+        for record in (calibration.tokens_covariance, calibration.cls_covariance):
+            if record is not None:
+                check_object(store, record, findings)
     if codec is None or calibration is None:
         return
     if codec_record(codec.tokens_codec, calibration) != codec:
         findings.damage(key, f"is another measurement than {path.codec_json} derives from")
+
+
+def _check_teacher(store: ObjectStore, path: SetPath, findings: Findings) -> None:
+    """The teacher's record, and what it said when the set began."""
+    key = layout.teacher(path.fingerprint12)
+    teacher = _check_sealed(store, key, TeacherRecord, findings)
+    if teacher is not None and not is_record_of(teacher, path.fingerprint12):
+        findings.damage(key, f"is the record of another teacher than {path.fingerprint12}")
+    key = layout.probe(path.fingerprint12, path.grid)
+    probe = _check_sealed(store, key, Probe, findings)
+    if probe is None or teacher is None:
+        return
+    if (probe.fingerprint, probe.grid) != (teacher.fingerprint, path.grid):
+        findings.damage(key, f"is the probe of {probe.fingerprint} at grid {probe.grid}")
 
 
 def _check_sealed(

@@ -1,176 +1,172 @@
 """`teachonce plan`: what an extraction would do and cost, timed on a few real batches here.
 
-Writes nothing. The model: workers of this machine use all its cores, so that the time is the
-forwards' plus the decoding's share of the cores; a cache pays from the epoch on at which running
-the teachers online would have cost more forwards than extracting did.
+Writes nothing. What is to be done is what `extract` itself would find (pipeline/forecast.py); the
+paces are measured (pipeline/pace.py), and pipeline/bill.py says what follows from them.
 """
 
-import os
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from infra.catalog import Catalog
 from infra.command import Outcome
-from infra.devices import pick_device
 from infra.pixels.decode import silence_pillow
-from infra.sources import Source, open_source
-from infra.store import ObjectStore, open_store
+from infra.sources import open_source
 from infra.terminal import Terminal, human_bytes
-from pipeline import sets as feature_sets
+from pipeline.bill import Bill, make_bill
+from pipeline.difference import tell
 from pipeline.extract import describe_teachers
+from pipeline.forecast import Forecast, Pair, forecast
 from pipeline.job import TeacherTask
-from pipeline.listing import Listing, list_images, unplanned
-from pipeline.pictures import Order, Picture, make_picture
-from pipeline.planning import draws_of, order_key
+from pipeline.pace import (
+    Machine,
+    PicturePace,
+    Sample,
+    TeacherPace,
+    sample_pictures,
+    this_machine,
+    time_teacher,
+)
+from pipeline.sets import rows_per_shard
 from pipeline.teachers import load_teacher
-from schemas import layout
-from schemas.codec import codec_folder, codec_record
-from schemas.errors import CacheError, NotFound
 from schemas.extract_config import ExtractConfig
-from schemas.records import Calibration, PlanCommit
-from schemas.sealed import unseal
-from schemas.shard import CRC_BYTES, ENTRY_BYTES, rows_per_shard_of
-
-SAMPLE_IMAGES = 8
-TIMED_BATCHES = 2
 
 
 def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
-    """Raises ConfigError, CacheError, TeacherError as `extract` would."""
+    """The command.
+
+    Raises:
+        ConfigError, CacheError, DamageError, SourceError, TeacherError: as `extract` would.
+    """
     silence_pillow()
-    store = open_store(config.cache)
     source = open_source(config.images.source, config.images.columns)
     teachers = describe_teachers(config, terminal)
-    listing = list_images(source, order_key(config.views.seed), config.images.limit)
-    generations, fresh = _existing_plan(store, listing, config, source)
-    planned = sum(plan.rows for plan in generations)
-    new_rows = len(fresh.keys) * config.views.per_image
-    forwards = {
-        (teacher.name, grid): new_rows + _missing_rows(store, config, teacher, grid, generations)
-        for teacher in teachers
-        for grid in teacher.grids
-    }
-    stored = (planned + new_rows) * sum(
-        _stored_row_bytes(teacher, grid) for teacher in teachers for grid in teacher.grids
-    )
-    seconds, epoch_seconds = _time(config, source, teachers, listing, forwards)
-    breakeven = None
-    if seconds and epoch_seconds:
-        breakeven = round(seconds / epoch_seconds, 2)
-    result: dict[str, object] = {
-        "rows": planned + new_rows,
-        "teacher_forwards": sum(forwards.values()),
-        "bytes_by_codec": {config.codec.tokens: stored},
-        "seconds_estimate": None if seconds is None else round(seconds, 1),
-        "breakeven_epochs": breakeven,
-    }
-    for (name, grid), count in forwards.items():
-        terminal.say(f"forwards     {name} at grid {grid}: {count:,}")
-    terminal.say(
-        f"plan         {planned + new_rows:,} rows ({new_rows:,} new), "
-        f"{human_bytes(stored)} as {config.codec.tokens}; "
-        + ("no pictures to time" if seconds is None else f"about {seconds:,.0f} s on this machine")
-    )
-    if breakeven is not None:
-        terminal.say(
-            f"break-even   after {breakeven:g} epochs of one view an image, against running the "
-            "teachers online"
-        )
-    return Outcome(result)
+    ahead = forecast(config, terminal, source, teachers)
+    if not ahead.standing:
+        terminal.warn(f"images {source.url}: no pictures found; nothing to do")
+        return Outcome(_result(config, ahead, None))
+    _tell_work(terminal, config, ahead)
+    machine = this_machine(config.workers)
+    keys = ahead.listing.keys[: ahead.listing.asked]
+    sides = sorted({each.pixels for each in ahead.sets})
+    sample = sample_pictures(source, config.views, keys, sides)
+    if sample is None:
+        terminal.warn(f"images {source.url}: no sound picture found; nothing to time")
+        return Outcome(_result(config, ahead, None))
+    terminal.decide("timed on", machine.device, machine.reason)
+    paces = _time_teachers(config, terminal, ahead, teachers, machine, sample, keys)
+    bill = make_bill(config, ahead, teachers, machine, paces, sample.pace)
+    _tell_bill(terminal, bill)
+    return Outcome(_result(config, ahead, bill))
 
 
-def _existing_plan(
-    store: ObjectStore, listing: Listing, config: ExtractConfig, source: Source
-) -> tuple[list[PlanCommit], Listing]:
-    try:
-        catalog = Catalog(store)
-    except CacheError:
-        try:
-            store.size(layout.CACHE)
-        except NotFound:
-            return [], listing
-        raise
-    generations = catalog.generations()
-    return generations, unplanned(catalog, generations, listing, config.views, source)
-
-
-def _missing_rows(
-    store: ObjectStore,
+def _time_teachers(
     config: ExtractConfig,
-    teacher: TeacherTask,
-    grid: int,
-    generations: Sequence[PlanCommit],
-) -> int:
-    """Rows of the plan as it stands for which one (teacher, grid) has no committed shard."""
-    rows = sum(plan.rows for plan in generations)
-    fp12 = teacher.record.fingerprint12
-    key = layout.calibration(fp12, grid)
-    try:
-        calibration = unseal(store.get(key), Calibration, key)
-    except NotFound:
-        return rows
-    codec = codec_record(config.codec.tokens, calibration)
-    path = layout.SetPath(fp12, grid, codec_folder(codec))
-    for plan in generations:
-        try:
-            size = rows_per_shard_of(store.get(path.array(plan.generation)))
-        except NotFound:
-            continue
-        for shard in feature_sets.committed_shards(store, path, plan.generation):
-            rows -= min(size, plan.rows - shard * size)
-    return rows
-
-
-def _stored_row_bytes(teacher: TeacherTask, grid: int) -> int:
-    record = teacher.record
-    tokens = grid * grid * record.patch_width * 2 + CRC_BYTES + ENTRY_BYTES
-    return tokens + 2 * (record.cls_width or 0)
-
-
-def _time(
-    config: ExtractConfig,
-    source: Source,
+    terminal: Terminal,
+    ahead: Forecast,
     teachers: Sequence[TeacherTask],
-    listing: Listing,
-    forwards: dict[tuple[str, int], int],
-) -> tuple[float | None, float]:
-    """Seconds of the whole extraction, and of the teachers in one online epoch of one view an
-    image at one grid (the mean over a teacher's grids)."""
-    sample = _sample_pictures(config, source, teachers, listing)
-    if not sample:
-        return None, 0.0
-    squares_each = len(sample[0].squares)
-    decode_each = sum(picture.seconds for picture in sample) / len(sample) / squares_each
-    device = pick_device().value
-    total = epoch = 0.0
-    for teacher in teachers:
-        loaded = load_teacher(teacher.teacher, teacher.precision, device)
-        for grid in teacher.grids:
-            side = teacher.pixels(grid)
-            pixels = [p.squares[0, side].pixels for p in sample]
-            batch = (pixels * -(-config.workers.batch_size // len(pixels)))[
-                : config.workers.batch_size
-            ]
-            loaded(batch)  # the first call allocates
-            start = time.perf_counter()
-            for _ in range(TIMED_BATCHES):
-                loaded(batch)
-            each = (time.perf_counter() - start) / (TIMED_BATCHES * len(batch))
-            rows = forwards[teacher.name, grid]
-            total += rows * (each + decode_each / (os.cpu_count() or 1))
-            epoch += len(listing.keys) * each / len(teacher.grids)
-    return total, epoch
+    machine: Machine,
+    sample: Sample,
+    names: Sequence[str],
+) -> dict[Pair, TeacherPace]:
+    """The paces of every teacher at every grid; one teacher at a time is in memory."""
+    _tell_pictures(terminal, sample.pace)
+    span = max(generation.plan.span_images for generation in ahead.standing)
+    paces = {}
+    for task in teachers:
+        loaded = load_teacher(task.teacher, task.precision, machine.device)
+        for each in ahead.sets:
+            if each.teacher != task.name:
+                continue
+            shard = rows_per_shard(each.row_bytes, span, config.rows_per_shard)
+            batch = min(config.workers.batch_size, len(names), shard)  # never crosses a shard
+            squares = sample.squares[each.pixels]
+            pace = time_teacher(loaded, each, squares, batch, names, shard)
+            paces[task.name, each.path.grid] = pace
+            terminal.say(
+                f"timed        {task.name} at grid {each.path.grid}: {_ms(pace.forward)} forward, "
+                f"{_ms(pace.encode)} encode, {_ms(pace.write)} write, {human_bytes(pace.bytes)} a "
+                f"row, in batches of {batch}"
+            )
+    return paces
 
 
-def _sample_pictures(
-    config: ExtractConfig, source: Source, teachers: Sequence[TeacherTask], listing: Listing
-) -> list[Picture]:
-    sides = sorted({teacher.pixels(grid) for teacher in teachers for grid in teacher.grids})
-    pictures = []
-    for key in listing.keys[:SAMPLE_IMAGES]:
-        draws = {0: draws_of(key, 0, config.views.seed)}
-        order = Order(key, draws, tuple((0, side) for side in sides))
-        picture = make_picture(source, config.views, order)
-        if picture.reason is None:
-            pictures.append(picture)
-    return pictures
+def _result(config: ExtractConfig, ahead: Forecast, bill: Bill | None) -> dict[str, object]:
+    def rounded(value: float | None, digits: int) -> float | None:
+        return None if value is None else round(value, digits)
+
+    return {
+        "rows": ahead.rows,
+        "teacher_forwards": ahead.left.rows.total(),
+        "decodes": ahead.left.pictures,
+        "lacks": [asdict(lack) for lack in ahead.lacks if lack.rows],
+        "bytes_by_codec": bill.bytes_by_codec if bill else {},
+        "seconds_estimate": bill and rounded(bill.seconds / config.cost.workers, 1),
+        "hours": bill and rounded(bill.hours, 6),
+        "price": bill and rounded(bill.price, 6),
+        "storage_price_per_month": bill and rounded(bill.storage_per_month, 6),
+        "currency": config.cost.currency,
+        "breakeven_epochs": bill and bill.breakeven_epochs,
+    }
+
+
+def _tell_work(terminal: Terminal, config: ExtractConfig, ahead: Forecast) -> None:
+    """What `extract` would say and do."""
+    known = len(ahead.standing) - len(ahead.growths)
+    for growth, made in zip(ahead.growths, ahead.standing[known:]):
+        terminal.decide(
+            "plan",
+            f"would get {growth.rows(config):,} new rows",
+            f"{growth.why}; generation {made.plan.generation}, spans of {made.plan.span_images}",
+        )
+    tell(terminal, ahead.lacks)
+    terminal.say(
+        f"rows         {ahead.rows:,}: {ahead.left.rows.total():,} forwards to do, and "
+        f"{ahead.calibration.rows.total():,} to calibrate; {ahead.left.pictures:,} pictures to "
+        "decode"
+    )
+
+
+def _tell_pictures(terminal: Terminal, pace: PicturePace) -> None:
+    squares = ", ".join(f"{_ms(seconds)} at {side} px" for side, seconds in pace.square.items())
+    terminal.say(
+        f"timed        a picture, on one thread: {_ms(pace.read)} to read and decode, and for a "
+        f"view {squares}"
+    )
+
+
+def _tell_bill(terminal: Terminal, bill: Bill) -> None:
+    cost = bill.cost
+    for codec, size in bill.bytes_by_codec.items():
+        terminal.say(f"bytes        {human_bytes(size)} as {codec}, for all that is asked for")
+    machines = "a machine" if cost.workers == 1 else f"{cost.workers:g} machines"
+    terminal.say(
+        f"time         {bill.seconds / cost.workers:,.0f} s for what is left, on {machines} like "
+        f"this once it runs: {_amount(bill.hours)} machine hours"
+    )
+    if bill.price is not None:
+        terminal.say(f"price        {_amount(bill.price)} {cost.currency} for what is left")
+    if bill.storage_per_month is not None:
+        terminal.say(f"storage      {_amount(bill.storage_per_month)} {cost.currency} a month")
+    if bill.breakeven_epochs is not None:
+        terminal.say(
+            f"break-even   epoch {bill.breakeven_epochs:,}: by then teachers run online, each on "
+            f"{cost.views_per_epoch:g} x {cost.grids_per_epoch:g} (views x grids) of a picture, "
+            f"have cost as much as the whole cache ({_basis(bill)})"
+        )
+
+
+def _basis(bill: Bill) -> str:
+    cost = bill.cost
+    if bill.price is None:
+        return "in machine seconds, without storage, as cost.worker_hour is not set"
+    if bill.storage_per_month is None:
+        return f"in {cost.currency}, without storage, as cost.storage_gb_month is not set"
+    return f"in {cost.currency}, with {cost.months:g} months of storage"
+
+
+def _amount(value: float) -> str:
+    """Of hours or money: cents of what is much, two digits of what is little."""
+    return f"{value:,.2f}" if value == 0 or value >= 1 else f"{value:.2g}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.2f} ms"

@@ -14,29 +14,33 @@ if __name__ == "__main__":  # run by path: the packages stand beside this folder
     sys.exit(main(["extract", *sys.argv[1:]]))
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-import pyarrow.compute as pc
+import numpy as np
 
-from infra.catalog import Snapshot, get_checked
+from infra.catalog import Snapshot
 from infra.command import Outcome
 from infra.devices import pick_device
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline import sets as feature_sets
+from pipeline.bad_rows import bad_rows
+from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
+from pipeline.difference import difference, tell
 from pipeline.job import FeatureSet, Job, ShardTask, SpanReport, SpanTask, TeacherTask
+from pipeline.listing import Standing
 from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import publish
-from pipeline.spans import span_count
 from pipeline.teachers import load_teacher
-from schemas import tables
 from schemas.errors import ConfigError
 from schemas.extract_config import ExtractConfig
-from schemas.records import ObjectRecord, PlanCommit, TeacherRecord
+from schemas.records import PlanCommit
+from schemas.spans import span_count, span_of
 
 PoolMaker = Callable[[Job, int], AbstractContextManager[Pool]]
 BAD_SHOWN = 10
@@ -61,19 +65,20 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     source = open_source(config.images.source, config.images.columns)
     teachers = describe_teachers(config, terminal)
     catalog = open_or_create_cache(store, config)
-    generations = grow_plan(catalog, config, source, terminal)
-    if not generations:
+    standing = grow_plan(catalog, config, source, terminal)
+    if not standing:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
         return Outcome(_result(Work(), None, 0, 0, start))
-    work = _Extraction(config, terminal, store, source, teachers, generations).run(pool_maker)
+    tell(terminal, difference(catalog, config, teachers, standing))
+    work = _Extraction(config, terminal, store, source, teachers, standing).run(pool_maker)
     snapshot = publish(
         catalog,
         {task.name: task.record.fingerprint12 for task in teachers},
         work.committed,
         [commit for report in work.reports for commit in report.commits],
     )
-    rows = sum(plan.rows for plan in generations)
-    bad = _bad_rows(store, work.sets, snapshot)
+    rows = sum(generation.rows_asked for generation in standing)
+    bad = _bad_rows_asked(store, work.sets, snapshot, standing)
     result = _result(work, snapshot, rows, len(bad), start)
     status = _name_bad(config, terminal, rows, bad)
     _summarise(config, terminal, work, result)
@@ -83,16 +88,22 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
 def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[TeacherTask, ...]:
     """Load each teacher once, on the CPU, for its fingerprint."""
     tasks = []
-    for name, teacher in config.teachers.items():
+    for name in config.teachers_now:
+        teacher = config.teachers[name]
         if teacher.weights.startswith("random:"):
             terminal.warn(f"teacher {name} has random weights: its features mean nothing")
-        record: TeacherRecord = load_teacher(teacher, config.workers.precision, "cpu").record
+        loaded = load_teacher(teacher, config.workers.precision, "cpu")
+        record = loaded.record
+        for grid in config.grids_of(name):
+            loaded.encoder.refuse_other_size(record.pixels(grid))
         task = TeacherTask(name, teacher, config.workers.precision, record, config.grids_of(name))
         tasks.append(task)
         terminal.say(
-            f"teacher      {name}  {record.fingerprint12}  {teacher.model}: patch "
-            f"{record.patch_pixels} px, tokens {record.patch_width}, CLS {record.cls_width} "
-            f"({record.cls_kind}), grids {', '.join(map(str, task.grids))}"
+            f"teacher      {name}  {record.fingerprint12}  {record.library} {record.model}: patch "
+            f"{record.patch_pixels} px, tokens {record.patch_width}, "
+            + (f"CLS {record.cls_width} ({record.cls_kind})" if record.cls_width else "no CLS")
+            + f", made for {record.native_pixels} px, sees "
+            + ", ".join(f"{record.pixels(grid)} px (grid {grid})" for grid in task.grids)
         )
     by_fingerprint = {task.record.fingerprint: task.name for task in tasks}
     for task in tasks:
@@ -125,16 +136,16 @@ class _Extraction:
         store: ObjectStore,
         source: Source,
         teachers: tuple[TeacherTask, ...],
-        generations: Sequence[PlanCommit],
+        standing: Sequence[Standing],
     ) -> None:
         self._config, self._terminal, self._store = config, terminal, store
-        self._teachers, self._generations = teachers, generations
+        self._teachers, self._standing = teachers, standing
         self._job = Job(
             cache=store.url,
             source=source.url,
             columns=config.images.columns,
             teachers=teachers,
-            generations=tuple(generations),
+            generations=tuple(generation.plan for generation in standing),
             batch_size=config.workers.batch_size,
             decode_threads=1,
             forward_threads=0,
@@ -142,9 +153,10 @@ class _Extraction:
         )
 
     def run(self, pool_maker: PoolMaker) -> Work:
-        pairs = feature_sets.uncalibrated(self._store, self._teachers)
+        pairs = uncalibrated(self._store, self._teachers)
         if pairs:
-            with pool_maker(self._job, span_count(self._generations[0])) as pool:
+            spans = sum(span_count(generation.plan) for generation in self._standing)
+            with pool_maker(self._job, spans) as pool:
                 self._calibrate(pool, pairs)
                 work, tasks = self._find_missing()
                 self._compute(pool, work, tasks)
@@ -156,23 +168,22 @@ class _Extraction:
         return work
 
     def _calibrate(self, pool: Pool, pairs: list[tuple[int, int]]) -> None:
-        plan = self._generations[0]
-        images = min(plan.images, self._config.calibration_images)
+        tasks = calibration_tasks(pairs, self._standing, self._config.calibration_images)
+        images = sum(task.images - len(task.excused) for task in tasks)
         if images < 512:
             self._terminal.warn(f"mean and std are measured on {images} images; 512 are better")
-        tasks = feature_sets.calibration_tasks(pairs, plan, images)
-        parts = {}
+        calibrations = Calibrations(self._teachers, pairs, tasks)
         with self._terminal.progress("calibrate", images, "images") as meter:
-            for task, part in pool.run("calibrate", tasks):
-                parts[task] = part
-                meter.advance(task.images)
-        ordered = [parts[task] for task in tasks]
-        feature_sets.store_calibrations(self._store, self._teachers, pairs, images, ordered)
+            for task, parts in pool.run("calibrate", tasks):
+                calibrations.add(task, parts)
+                meter.advance(task.images - len(task.excused))
+        calibrations.store(self._store, images)
 
     def _find_missing(self) -> tuple[Work, list[SpanTask]]:
         work = Work(feature_sets.feature_sets(self._store, self._config, self._teachers))
         tasks: list[SpanTask] = []
-        for plan in self._generations:
+        for generation in self._standing:
+            plan = generation.plan
             missing: list[tuple[int, ShardTask]] = []
             for index, feature_set in enumerate(work.sets):
                 array = feature_sets.frozen_array(
@@ -182,9 +193,25 @@ class _Extraction:
                     self._store, feature_set.path, plan.generation
                 )
                 work.committed.append((feature_set, plan, found))
-                missing += feature_sets.shard_tasks(index, array, plan, found)
-            tasks += feature_sets.span_tasks(plan, missing)
+                missing += feature_sets.shard_tasks(index, array, generation, found)
+            tasks += feature_sets.span_tasks(generation, missing)
+        self._refuse_lost_pictures(tasks)
         return work, tasks
+
+    def _refuse_lost_pictures(self, tasks: Sequence[SpanTask]) -> None:
+        """Rows are bad for ever; a mount that has come off must not make any."""
+        images = lost = 0
+        for task in tasks:
+            generation = self._standing[task.generation]
+            first = span_of(generation.plan, task.span).first_image
+            images += span_of(generation.plan, task.span).images
+            lost += sum(not generation.is_there[first + image] for image, _ in task.excused)
+        if lost > self._config.tolerate_bad_images * images:
+            raise ConfigError(
+                f"images {self._job.source}: {lost:,} of the {images:,} pictures that are still to "
+                "be computed are no longer there; bring them back, or raise tolerate_bad_images to "
+                "go on without them"
+            )
 
     def _compute(self, pool: Pool, work: Work, tasks: list[SpanTask]) -> None:
         if not tasks:
@@ -214,25 +241,31 @@ def _result(
         "bytes_written": sum(report.bytes_written for report in work.reports),
         "seconds": round(time.perf_counter() - start, 3),
         "compute_seconds": round(work.compute_seconds, 3),
+        "decodes": sum(report.decodes for report in work.reports),
         "decode_seconds": round(sum(report.decode_seconds for report in work.reports), 3),
+        "wait_seconds": round(sum(report.wait_seconds for report in work.reports), 3),
+        "forward_seconds": round(sum(sum(r.forward_seconds.values()) for r in work.reports), 3),
+        "encode_seconds": round(sum(report.encode_seconds for report in work.reports), 3),
         "snapshot": None if snapshot is None else snapshot.commit.number,
     }
 
 
-def _bad_rows(store: ObjectStore, sets: Sequence[FeatureSet], snapshot: Snapshot) -> dict[int, str]:
-    """Plan row -> key and reason, of rows that are bad in any of the sets; only tables that hold
-    some are read."""
-    widths = {str(feature_set.path): feature_set.record.cls_width for feature_set in sets}
-    bad: dict[int, str] = {}
-    for line in snapshot.table.filter(pc.greater(snapshot.table["bad"], 0)).to_pylist():
-        if line["set"] not in widths:
-            continue
-        record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
-        schema = tables.cls_schema(widths[line["set"]])
-        table = tables.from_parquet(get_checked(store, record), record.key, schema)
-        for row in table.filter(pc.equal(table["status"], tables.BAD)).to_pylist():
-            bad.setdefault(row["row"], f"{row['key']}: {row['reason']}")
-    return bad
+def _bad_rows_asked(
+    store: ObjectStore,
+    sets: Sequence[FeatureSet],
+    snapshot: Snapshot,
+    standing: Sequence[Standing],
+) -> dict[int, str]:
+    """Of the rows that are asked for, those that are bad in any of the sets, and why."""
+    bad = bad_rows(store, snapshot, {str(feature_set.path) for feature_set in sets})
+    rows = np.array(sorted(bad), np.int64)
+    asked: dict[int, str] = {}
+    for generation in standing:
+        plan = generation.plan
+        mine = rows[(rows >= plan.first_row) & (rows < plan.first_row + plan.rows)]
+        for row in mine[generation.asks(mine - plan.first_row)].tolist():
+            asked[row] = bad[row]
+    return asked
 
 
 def _name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[int, str]) -> int:
@@ -254,17 +287,30 @@ def _name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[in
 def _summarise(
     config: ExtractConfig, terminal: Terminal, work: Work, result: dict[str, object]
 ) -> None:
-    forward = sum(report.forward_seconds for report in work.reports)
-    if forward:
-        wait = sum(report.wait_seconds for report in work.reports)
-        decode = sum(report.decode_seconds for report in work.reports)
-        terminal.say(
-            f"time         forward {forward:,.1f} s, waited for pictures {wait:,.1f} s, "
-            f"decoding {decode:,.1f} thread-seconds"
-        )
+    if work.reports:
+        _tell_times(terminal, work)
     terminal.say(
         f"cache        {config.cache}: snapshot {result['snapshot']}, {result['ok']:,} rows ok, "
         f"{result['bad']:,} bad; wrote {result['shards_written']:,} shards, "
         f"{human_bytes(sum(report.bytes_written for report in work.reports))} in "
         f"{result['seconds']} s"
+    )
+
+
+def _tell_times(terminal: Terminal, work: Work) -> None:
+    """Where the workers' time went."""
+    forwards: dict[str, float] = defaultdict(float)
+    for report in work.reports:
+        for label, seconds in report.forward_seconds.items():
+            forwards[label] += seconds
+    for label, seconds in forwards.items():
+        terminal.say(f"forward      {label}: {seconds:,.1f} s")
+    encode = sum(report.encode_seconds for report in work.reports)
+    wait = sum(report.wait_seconds for report in work.reports)
+    decode = sum(report.decode_seconds for report in work.reports)
+    decodes = sum(report.decodes for report in work.reports)
+    terminal.say(
+        f"time         forward {sum(forwards.values()):,.1f} s, encode {encode:,.1f} s, waited for "
+        f"pictures {wait:,.1f} s; beside it {decodes:,} pictures decoded once each in "
+        f"{decode:,.1f} thread-seconds"
     )

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from pipeline.moments import Spread
 from schemas.extract_config import Columns, Teacher
 from schemas.layout import SetPath
 from schemas.names import Precision
-from schemas.records import CodecRecord, Moments, PlanCommit, ShardCommit, TeacherRecord
+from schemas.records import CodecRecord, PlanCommit, ShardCommit, TeacherRecord
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,6 @@ class TeacherTask:
     record: TeacherRecord
     grids: tuple[int, ...]
 
-    def pixels(self, grid: int) -> int:
-        """Side of the square the teacher is fed for a grid."""
-        return grid * self.record.patch_pixels
-
 
 @dataclass(frozen=True)
 class FeatureSet:
@@ -29,7 +26,6 @@ class FeatureSet:
 
     teacher: str
     path: SetPath
-    pixels: int
     record: TeacherRecord
     codec: CodecRecord
     codec_sha256: str
@@ -37,6 +33,11 @@ class FeatureSet:
     @property
     def token_count(self) -> int:
         return self.path.grid**2
+
+    @property
+    def pixels(self) -> int:
+        """Side of the squares that the teacher is fed."""
+        return self.record.pixels(self.path.grid)
 
     @property
     def row_bytes(self) -> int:
@@ -58,6 +59,10 @@ class ShardTask:
     array_sha256: str
 
 
+Excused = tuple[tuple[int, str], ...]
+"""(image within the span, reason) of images that are not read: their rows are bad."""
+
+
 @dataclass(frozen=True)
 class SpanTask:
     """The unit of work: what is missing of a span."""
@@ -65,16 +70,21 @@ class SpanTask:
     generation: int
     span: int
     shards: tuple[ShardTask, ...]
+    excused: Excused
 
 
 @dataclass(frozen=True)
 class CalibrationTask:
-    """Images of one span of the first generation to measure teachers on."""
+    """Images of one span to measure teachers on."""
 
     pairs: tuple[tuple[int, int], ...]
     """(index into Job.teachers, grid) of what is not calibrated yet."""
+    generation: int
+    span: int
     first_image: int
+    """Within the span."""
     images: int
+    excused: Excused
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,8 @@ class CalibrationPart:
     """What a stretch of images contributes to one (teacher, grid)."""
 
     rows: int
-    tokens: Moments
-    cls: Moments | None
+    tokens: Spread
+    cls: Spread | None
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,13 @@ class SpanReport:
     """Shards that another worker or an earlier attempt turned out to have written."""
     forwards: int
     bytes_written: int
+    decodes: int
+    """Pictures read and decoded."""
     decode_seconds: float
     """Thread-seconds of reading, decoding and cropping."""
     wait_seconds: float
     """Wall seconds in which the forward waited for pictures."""
-    forward_seconds: float
+    forward_seconds: dict[str, float]
+    """Wall seconds of the bare forwards, by teacher and grid."""
+    encode_seconds: float
+    """Wall seconds of standardising, rounding and measuring what it cost."""

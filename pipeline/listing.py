@@ -1,32 +1,38 @@
-"""What a data set holds now, and what of it a cache has not planned yet."""
+"""What a data set holds now, and how the plan stands to it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from infra.catalog import Catalog, PlanReader
 from infra.sources import Source
+from pipeline.job import Excused
 from schemas.errors import ConfigError
-from schemas.extract_config import Views
+from schemas.extract_config import ExtractConfig, Views
 from schemas.keyed_hash import Words, hash_texts
 from schemas.records import PlanCommit
+from schemas.spans import Whole, images_and_views, rows_of
+
+GONE = -1
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures of a source in hash order."""
+    """Every picture of a source, in hash order."""
 
     keys: list[str]
     sizes: list[int]
     etags: list[str]
+    asked: int
+    """The first so many are asked for; `images.limit` may leave out the others."""
 
 
 def list_images(source: Source, key: bytes, limit: int | None) -> Listing:
-    """The source's pictures in hash order, at most `limit`.
+    """The source's pictures in hash order.
 
     Raises:
         ConfigError: two pictures have the same key.
@@ -41,70 +47,127 @@ def list_images(source: Source, key: bytes, limit: int | None) -> Listing:
                 f"images {source.url}: the key {one.key!r} stands twice; keys must be unique "
                 "(Parquet: set images.columns.key)"
             )
-    chosen = chosen[:limit]
     return Listing(
         [entry.key for entry in chosen],
         [entry.size for entry in chosen],
         [entry.etag for entry in chosen],
+        len(chosen) if limit is None else min(limit, len(chosen)),
     )
 
 
-def unplanned(
+@dataclass(frozen=True)
+class Standing:
+    """A generation of the plan beside the data set as it is now."""
+
+    plan: PlanCommit
+    places: Whole
+    """[images] each image's place in the listing, or GONE."""
+    live: npt.NDArray[np.bool_]
+    """[images] False where a later generation replaces the image."""
+    other: npt.NDArray[np.bool_]
+    """[images] True where size or time stamp differ from what was planned."""
+    asked: int
+    """As the listing's."""
+    views: int
+    """Views of each image that are asked for."""
+
+    @property
+    def is_there(self) -> npt.NDArray[np.bool_]:
+        """[images] True where the data set still has it."""
+        return np.not_equal(self.places, GONE)
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """[images] True where the image counts and is there."""
+        return self.live & self.is_there
+
+    @property
+    def images_asked(self) -> npt.NDArray[np.bool_]:
+        """[images] True where it is also asked for."""
+        return self.present & (self.places < self.asked)
+
+    @property
+    def rows_asked(self) -> int:
+        views = min(self.views, self.plan.views.per_image) - self.plan.first_view
+        return int(self.images_asked.sum()) * max(0, views)
+
+    def asks(self, rows: Whole) -> npt.NDArray[np.bool_]:
+        """Which rows of the generation are asked for."""
+        images, views = images_and_views(self.plan, rows)
+        return np.asarray(self.images_asked[images] & (views < self.views))
+
+    def excused(self, first_image: int, images: int) -> Excused:
+        """(image after `first_image`, reason) of those of a stretch that are not to be read."""
+        found = []
+        for image in range(images):
+            if not self.live[first_image + image]:
+                found.append((image, "replaced: it stands anew in a later generation"))
+            elif not self.is_there[first_image + image]:
+                found.append((image, "is no longer in the data set"))
+        return tuple(found)
+
+    def live_rows(self, images: Whole) -> Whole:
+        """Plan rows of those of the images that count, in all the generation's views."""
+        live = images[self.live[images]]
+        return self.plan.first_row + rows_of(self.plan, live).reshape(-1)
+
+
+def standings(
     catalog: Catalog,
     generations: list[PlanCommit],
     listing: Listing,
-    views: Views,
+    config: ExtractConfig,
     source: Source,
-) -> Listing:
-    """The pictures of a listing that have no row yet.
+) -> list[Standing]:
+    """How each generation stands to the data set.
 
     Raises:
-        ConfigError: the cache was planned with other views, holds another data set, or pictures
-            have changed since they were planned.
+        ConfigError: the cache was planned with views drawn otherwise, or holds another data set.
     """
     hashes = hash_texts(listing.keys, bytes.fromhex(catalog.record.order_key))
-    known = np.zeros(len(hashes), bool)
-    changed: list[str] = []
+    superseded = catalog.superseded(generations)
+    found = []
     for commit in generations:
-        _refuse_other_views(catalog.store.url, commit, views)
-        for table in PlanReader(catalog.store, commit).batches():
-            rows = table.filter(pc.equal(table["view"], 0)).select(["key", "size"])
-            for key, size, place in _places_in(listing, hashes, rows, catalog):
-                known[place] = True
-                if size != listing.sizes[place]:
-                    changed.append(f"{key} (planned {size} bytes, now {listing.sizes[place]})")
-    if generations and not known.any():
+        _refuse_other_views(catalog.store.url, commit, config.views)
+        places = np.full(commit.images, GONE, np.int64)
+        other = np.zeros(commit.images, bool)
+        for image, (place, line) in enumerate(_places(catalog, commit, listing, hashes)):
+            places[image] = place
+            other[image] = place != GONE and (line["size"], line["etag"]) != (
+                listing.sizes[place],
+                listing.etags[place],
+            )
+        first_rows = commit.first_row + rows_of(commit, np.arange(commit.images))[:, 0]
+        live = ~np.isin(first_rows, superseded)
+        per_image = config.views.per_image
+        found.append(Standing(commit, places, live, other, listing.asked, per_image))
+    if found and not any((standing.places != GONE).any() for standing in found):
         raise ConfigError(
             f"{catalog.store.url}: holds the pictures of {generations[0].source}; none of them is "
             f"in {source.url}. Bring them back, or give another `cache` for another data set"
         )
-    if changed:
-        raise ConfigError(
-            f"{source.url}: {len(changed)} pictures have changed since they were planned, such as "
-            f"{changed[0]}; restore them, or give another `cache`"
-        )
-    keep = np.flatnonzero(~known).tolist()
-    return Listing(
-        [listing.keys[index] for index in keep],
-        [listing.sizes[index] for index in keep],
-        [listing.etags[index] for index in keep],
-    )
+    return found
 
 
-def _places_in(
-    listing: Listing, hashes: Words, rows: pa.Table, catalog: Catalog
-) -> Iterator[tuple[str, int, int]]:
-    """(key, planned size, index in the listing) of planned pictures that are listed. The listing
-    stands in hash order; a hash finds the place, the key itself confirms it."""
-    keys = rows["key"].to_pylist()
-    wanted = hash_texts(keys, bytes.fromhex(catalog.record.order_key))
-    starts = np.searchsorted(hashes, wanted).tolist()
-    for key, size, code, place in zip(keys, rows["size"].to_pylist(), wanted, starts):
-        while place < len(hashes) and hashes[place] == code:
-            if listing.keys[place] == key:
-                yield key, size, place
-                break
-            place += 1
+def _places(
+    catalog: Catalog, commit: PlanCommit, listing: Listing, hashes: Words
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """For each image of a generation, in order, its place in the listing and its line of the plan.
+    The listing stands in hash order; a hash finds the place, the key itself confirms it."""
+    key = bytes.fromhex(catalog.record.order_key)
+    for table in PlanReader(catalog.store, commit).batches():
+        first_view = table.filter(pc.equal(table["view"], commit.first_view))
+        lines = first_view.select(["key", "size", "etag"]).to_pylist()
+        wanted = hash_texts((line["key"] for line in lines), key)
+        starts = np.searchsorted(hashes, wanted).tolist()
+        for line, code, place in zip(lines, wanted, starts):
+            while place < len(hashes) and hashes[place] == code:
+                if listing.keys[place] == line["key"]:
+                    break
+                place += 1
+            else:
+                place = GONE
+            yield place, line
 
 
 def _refuse_other_views(url: str, commit: PlanCommit, views: Views) -> None:
@@ -112,10 +175,10 @@ def _refuse_other_views(url: str, commit: PlanCommit, views: Views) -> None:
     different = [
         f"  views.{name}: planned {planned[name]}, now {asked[name]}"
         for name in planned
-        if planned[name] != asked[name]
+        if planned[name] != asked[name] and name != "per_image"
     ]
     if different:
         raise ConfigError(
-            "\n".join([f"{url}: was planned with other views", *different])
-            + "\nset them back, or give another `cache`"
+            "\n".join([f"{url}: was planned with views drawn otherwise", *different])
+            + "\nset them back, or give another `cache`; only views.per_image may change"
         )

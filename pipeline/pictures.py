@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from infra.catalog import PlanReader
 from infra.pixels.decode import decode
-from infra.pixels.views import Draws, Pixels, box, pixels_digest, render
+from infra.pixels.views import Draws, Pixels, draws_of_row, pixels_digest, see
 from infra.sources import Source
-from pipeline.spans import Span
 from schemas.errors import ImageError
 from schemas.extract_config import Views
+from schemas.spans import Span
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Order:
 
     key: str
     draws: dict[int, Draws | None]
+    """By view; a generation that adds views has none of those before them."""
     squares: tuple[tuple[int, int], ...]
+    reason: str | None = None
+    """Why the image is not to be read at all: its rows are bad for this reason."""
 
 
 Chunk = dict[int, Future[Picture]]
@@ -55,6 +58,8 @@ Chunk = dict[int, Future[Picture]]
 
 def make_picture(source: Source, views: Views, order: Order) -> Picture:
     """Read, decode and crop one image; a bad one comes back with its reason."""
+    if order.reason is not None:
+        return Picture(order.key, order.reason)
     start = time.perf_counter()
     sha256 = None
     try:
@@ -68,8 +73,7 @@ def make_picture(source: Source, views: Views, order: Order) -> Picture:
         )
     squares = {}
     for view, side in order.squares:
-        place = box(order.draws[view], image.width, image.height, views.crop_scale, views.flip)
-        pixels = render(image, place, side)
+        pixels = see(image, order.draws[view], views, side)
         squares[view, side] = Square(pixels, pixels_digest(pixels))
     seconds = time.perf_counter() - start
     return Picture(order.key, None, sha256, image.width, image.height, squares, seconds)
@@ -83,7 +87,7 @@ def orders_of_span(
     Args:
         wanted: (row of the generation, view, side) of every square that is needed.
     """
-    rows = plan.rows(span.first_row, span.images * plan.commit.views.per_image).to_pylist()
+    rows = plan.rows(span.first_row, span.images * plan.commit.view_count).to_pylist()
     squares: list[list[tuple[int, int]]] = [[] for _ in range(span.images)]
     for row, view, side in wanted:
         squares[(row - span.first_row) % span.images].append((view, side))
@@ -93,17 +97,11 @@ def orders_of_span(
         orders.append(
             Order(
                 key=views[0]["key"],
-                draws={row["view"]: _draws(row) for row in views},
+                draws={row["view"]: draws_of_row(row) for row in views},
                 squares=tuple(sorted(set(squares[image]))),
             )
         )
     return orders
-
-
-def _draws(row: dict[str, object]) -> Draws | None:
-    if row["draw_scale"] is None:
-        return None
-    return Draws(*(float(row[f"draw_{name}"]) for name in ("scale", "ratio", "x", "y", "flip")))  # type: ignore[arg-type]
 
 
 class DecodeAhead:

@@ -13,20 +13,23 @@ import numpy as np
 import pyarrow as pa
 
 from infra.catalog import Catalog
-from infra.pixels.views import DRAWS, Draws
+from infra.pixels.views import draw, draw_columns
 from infra.sources import Source
 from infra.store import ObjectStore
 from infra.terminal import Terminal
-from pipeline.listing import Listing, list_images, unplanned
-from pipeline.spans import span_count, span_images, span_of
+from pipeline.growth import Growth, growths
+from pipeline.listing import Listing, Standing, list_images, standings
 from schemas import layout, tables
 from schemas.errors import AlreadyExists, ConfigError, StoreError
 from schemas.extract_config import ExtractConfig
-from schemas.keyed_hash import uniforms
+from schemas.names import BLOCK_ROWS, MAX_SPAN_IMAGES
 from schemas.records import CacheRecord, ObjectRecord, PlanCommit
 from schemas.sealed import digest, seal
+from schemas.spans import images_and_views
 
 WINDOW_BLOCKS = 16
+SPANS_WANTED = 16
+"""A data set of fewer full spans than this gets smaller ones, so that workers are not idle."""
 
 
 def order_key(seed: int) -> bytes:
@@ -55,41 +58,46 @@ def open_or_create_cache(store: ObjectStore, config: ExtractConfig) -> Catalog:
 
 def grow_plan(
     catalog: Catalog, config: ExtractConfig, source: Source, terminal: Terminal
-) -> list[PlanCommit]:
-    """Give every picture that no generation has a row in a new one; returns all generations.
+) -> list[Standing]:
+    """Give every picture and view that is asked for a row; returns all generations.
 
     Raises:
-        ConfigError: as `unplanned`.
+        ConfigError: as `standings`. SourceError: as `growths`.
     """
     listing = list_images(source, bytes.fromhex(catalog.record.order_key), config.images.limit)
     while True:
         generations = catalog.generations()
-        fresh = unplanned(catalog, generations, listing, config.views, source)
-        if not fresh.keys:
-            return generations
+        standing = standings(catalog, generations, listing, config, source)
+        lacking = growths(catalog, standing, listing, config, source, terminal)
+        if not lacking:
+            return standing
         try:
-            commit = _write_generation(catalog, generations, fresh, config, source)
+            for growth in lacking:
+                commit = _write_generation(catalog, generations, listing, growth, config, source)
+                generations.append(commit)
+                terminal.decide(
+                    "plan",
+                    f"{commit.rows:,} new rows",
+                    f"{growth.why}; generation {commit.generation}, spans of {commit.span_images}",
+                )
         except AlreadyExists:
             continue  # another job planned this generation first: look again
-        terminal.decide(
-            "plan",
-            f"{commit.rows:,} new rows",
-            f"{commit.images:,} images x {commit.views.per_image} views, "
-            f"generation {commit.generation}, spans of {commit.span_images}",
-        )
+        return standings(catalog, generations, listing, config, source)
 
 
-def draws_of(key: str, view: int, seed: int) -> Draws | None:
-    """The stored draws of a view: functions of key, view and seed, whatever the order."""
-    if view == 0:
-        return None
-    return Draws(*uniforms(f"{view}/{key}", f"teachonce view {seed}".encode(), DRAWS))
+def span_images(images: int) -> int:
+    """The span of a generation of so many images."""
+    span = MAX_SPAN_IMAGES
+    while span > BLOCK_ROWS and images < span * SPANS_WANTED:
+        span //= 2
+    return span
 
 
 def _write_generation(
     catalog: Catalog,
     generations: list[PlanCommit],
     listing: Listing,
+    growth: Growth,
     config: ExtractConfig,
     source: Source,
 ) -> PlanCommit:
@@ -98,54 +106,46 @@ def _write_generation(
     draft = PlanCommit(
         generation=number,
         first_row=sum(commit.rows for commit in generations),
-        images=len(listing.keys),
+        images=len(growth.places),
+        first_view=growth.first_view,
         views=config.views,
-        span_images=span_images(len(listing.keys)),
+        span_images=span_images(len(growth.places)),
         source=source.url,
         columns=config.images.columns,
         parts=(),
+        superseded=None,
     )
-    parts = []
-    for part, table in enumerate(_parts(draft, listing)):
+
+    def create(key: str, table: pa.Table) -> ObjectRecord:
         data = tables.to_parquet(table)
-        key = layout.plan_part(number, part, attempt)
         catalog.store.create(key, data)
-        parts.append(ObjectRecord(key=key, size=len(data), sha256=digest(data)))
-    commit = draft.model_copy(update={"parts": tuple(parts)})
+        return ObjectRecord(key=key, size=len(data), sha256=digest(data))
+
+    parts = [
+        create(layout.plan_part(number, part, attempt), table)
+        for part, table in enumerate(_parts(draft, listing, growth))
+    ]
+    superseded = None
+    if len(growth.superseded):
+        rows = pa.table({"row": growth.superseded}, schema=tables.SUPERSEDED)
+        superseded = create(layout.plan_superseded(number, attempt), rows)
+    commit = draft.model_copy(update={"parts": tuple(parts), "superseded": superseded})
     catalog.store.create(layout.plan_commit(number), seal(commit))
     return commit
 
 
-def _parts(commit: PlanCommit, listing: Listing) -> Iterator[pa.Table]:
-    images, views = _row_order(commit)
+def _parts(commit: PlanCommit, listing: Listing, growth: Growth) -> Iterator[pa.Table]:
     for first in range(0, commit.rows, tables.ROWS_PER_PLAN_PART):
-        here = slice(first, first + tables.ROWS_PER_PLAN_PART)
-        yield _part(commit, listing, images[here], views[here])
-
-
-def _row_order(commit: PlanCommit) -> tuple[np.ndarray, np.ndarray]:
-    """Image and view of every row: spans in order, each view-major."""
-    per_image = commit.views.per_image
-    images, views = np.empty(commit.rows, np.int64), np.empty(commit.rows, np.int32)
-    for number in range(span_count(commit)):
-        span = span_of(commit, number)
-        rows = slice(span.first_row, span.first_row + span.images * per_image)
-        images[rows] = np.tile(
-            np.arange(span.first_image, span.first_image + span.images), per_image
-        )
-        views[rows] = np.repeat(np.arange(per_image, dtype=np.int32), span.images)
-    return images, views
-
-
-def _part(commit: PlanCommit, listing: Listing, images: np.ndarray, views: np.ndarray) -> pa.Table:
-    keys = [listing.keys[image] for image in images]
-    draws = [draws_of(key, int(view), commit.views.seed) for key, view in zip(keys, views)]
-    columns: dict[str, object] = {
-        "key": keys,
-        "size": [listing.sizes[image] for image in images],
-        "etag": [listing.etags[image] for image in images],
-        "view": views,
-    }
-    for name in ("scale", "ratio", "x", "y", "flip"):
-        columns[f"draw_{name}"] = [draw and getattr(draw, name) for draw in draws]
-    return pa.table(columns, schema=tables.PLAN)
+        rows = np.arange(first, min(first + tables.ROWS_PER_PLAN_PART, commit.rows))
+        images, views = images_and_views(commit, rows)
+        places = growth.places[images].tolist()
+        keys = [listing.keys[place] for place in places]
+        draws = [draw(key, view, commit.views) for key, view in zip(keys, views.tolist())]
+        columns: dict[str, object] = {
+            "key": keys,
+            "size": [listing.sizes[place] for place in places],
+            "etag": [listing.etags[place] for place in places],
+            "view": views,
+            **draw_columns(draws),
+        }
+        yield pa.table(columns, schema=tables.PLAN)

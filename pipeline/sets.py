@@ -2,74 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from infra.store import ObjectStore
-from pipeline.calibration import MomentsMeter
-from pipeline.job import (
-    CalibrationPart,
-    CalibrationTask,
-    FeatureSet,
-    ShardTask,
-    SpanTask,
-    TeacherTask,
-)
-from pipeline.spans import span_of
+from pipeline.job import FeatureSet, ShardTask, SpanTask, TeacherTask
+from pipeline.listing import Standing
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
-from schemas.errors import AlreadyExists, DamageError, NotFound
+from schemas.errors import AlreadyExists, DamageError
 from schemas.extract_config import ExtractConfig
 from schemas.names import BLOCK_ROWS
 from schemas.records import Calibration, PlanCommit
 from schemas.sealed import digest, seal, unseal
+from schemas.spans import span_of
 
 MAX_SHARD_BYTES = 64 << 20
-
-
-def uncalibrated(store: ObjectStore, teachers: Sequence[TeacherTask]) -> list[tuple[int, int]]:
-    """(index of teacher, grid) of what has no calibration yet."""
-    return [
-        (index, grid)
-        for index, teacher in enumerate(teachers)
-        for grid in teacher.grids
-        if _exists(store, layout.calibration(teacher.record.fingerprint12, grid)) is False
-    ]
-
-
-def calibration_tasks(
-    pairs: Sequence[tuple[int, int]], plan: PlanCommit, images: int
-) -> list[CalibrationTask]:
-    """The first `images` images of the plan, cut so that the sums never depend on the workers."""
-    images = min(images, plan.images)
-    return [
-        CalibrationTask(tuple(pairs), first, min(BLOCK_ROWS, images - first))
-        for first in range(0, images, BLOCK_ROWS)
-    ]
-
-
-def store_calibrations(
-    store: ObjectStore,
-    teachers: Sequence[TeacherTask],
-    pairs: Sequence[tuple[int, int]],
-    images: int,
-    parts: Sequence[list[CalibrationPart]],
-) -> None:
-    """Merge what the tasks measured, in the order of the images, and write it create-only."""
-    for place, (index, grid) in enumerate(pairs):
-        record = teachers[index].record
-        tokens = MomentsMeter(record.patch_width)
-        cls = None if record.cls_width is None else MomentsMeter(record.cls_width)
-        for part in parts:
-            tokens.merge(part[place].tokens)
-            if cls is not None and part[place].cls is not None:
-                cls.merge(part[place].cls)  # type: ignore[arg-type]
-        calibration = Calibration(
-            images=images,
-            rows=sum(part[place].rows for part in parts),
-            tokens=tokens.moments(),
-            cls=None if cls is None else cls.moments(),
-        )
-        _create(
-            store, layout.calibration(teachers[index].record.fingerprint12, grid), seal(calibration)
-        )
 
 
 def feature_sets(
@@ -78,14 +25,14 @@ def feature_sets(
     """The job's sets; each one's teacher.json and codec.json are written if they are not there."""
     sets = []
     for teacher in teachers:
-        _create(store, layout.teacher(teacher.record.fingerprint12), seal(teacher.record))
+        create(store, layout.teacher(teacher.record.fingerprint12), seal(teacher.record))
         for grid in teacher.grids:
             key = layout.calibration(teacher.record.fingerprint12, grid)
             calibration = unseal(store.get(key), Calibration, key)
-            codec = codec_record(config.codec.tokens, calibration)
+            codec = codec_record(config.codec_of(teacher.name).tokens, calibration)
             path = layout.SetPath(teacher.record.fingerprint12, grid, codec_folder(codec))
             sealed = seal(codec)
-            if _create(store, path.codec_json, sealed) != sealed:
+            if create(store, path.codec_json, sealed) != sealed:
                 raise DamageError(
                     f"{store.url}: {path.codec_json} is not what {key} gives: one of them is "
                     "damaged; extract into a new folder",
@@ -95,7 +42,6 @@ def feature_sets(
                 FeatureSet(
                     teacher=teacher.name,
                     path=path,
-                    pixels=teacher.pixels(grid),
                     record=teacher.record,
                     codec=codec,
                     codec_sha256=digest(sealed),
@@ -122,7 +68,7 @@ def frozen_array(
     rows = rows_per_shard(feature_set.row_bytes, plan.span_images, asked)
     channels = feature_set.record.patch_width
     shape = (plan.rows, feature_set.token_count, channels)
-    found = _create(store, key, shard.array_metadata(*shape, rows))
+    found = create(store, key, shard.array_metadata(*shape, rows))
     try:
         sound = found == shard.array_metadata(*shape, shard.rows_per_shard_of(found))
     except (ValueError, KeyError, TypeError):
@@ -138,46 +84,45 @@ def committed_shards(store: ObjectStore, path: layout.SetPath, generation: int) 
 
 
 def shard_tasks(
-    index: int, array: bytes, plan: PlanCommit, committed: set[int]
+    index: int, array: bytes, standing: Standing, committed: set[int]
 ) -> Iterator[tuple[int, ShardTask]]:
-    """(span, task) of every shard of a set's generation that is not committed."""
+    """(span, task) of every shard of a set's generation that is asked for and not committed."""
+    plan = standing.plan
     rows_of_shard, array_sha256 = shard.rows_per_shard_of(array), digest(array)
-    rows_of_span = plan.span_images * plan.views.per_image
+    rows_of_span = plan.span_images * plan.view_count
     for number in range(-(-plan.rows // rows_of_shard)):
-        if number in committed:
-            continue
         first = number * rows_of_shard
+        rows = min(rows_of_shard, plan.rows - first)
+        if number in committed or not standing.asks(np.arange(first, first + rows)).any():
+            continue
         task = ShardTask(
             feature_set=index,
             generation=plan.generation,
             shard=number,
             first_row=first,
-            rows=min(rows_of_shard, plan.rows - first),
+            rows=rows,
             rows_per_shard=rows_of_shard,
             array_sha256=array_sha256,
         )
         yield first // rows_of_span, task
 
 
-def span_tasks(plan: PlanCommit, tasks: Sequence[tuple[int, ShardTask]]) -> list[SpanTask]:
+def span_tasks(standing: Standing, tasks: Sequence[tuple[int, ShardTask]]) -> list[SpanTask]:
     """The shards of a generation, by the span that holds them."""
     by_span: dict[int, list[ShardTask]] = {}
-    for span, task in tasks:
-        by_span.setdefault(span, []).append(task)
-    for span, shards in by_span.items():
-        end = span_of(plan, span).first_row + span_of(plan, span).images * plan.views.per_image
-        assert all(task.first_row + task.rows <= end for task in shards)
-    return [SpanTask(plan.generation, span, tuple(by_span[span])) for span in sorted(by_span)]
+    for number, task in tasks:
+        by_span.setdefault(number, []).append(task)
+    found = []
+    for number in sorted(by_span):
+        span = span_of(standing.plan, number)
+        end = span.first_row + span.images * standing.plan.view_count
+        assert all(task.first_row + task.rows <= end for task in by_span[number])
+        excused = standing.excused(span.first_image, span.images)
+        found.append(SpanTask(standing.plan.generation, number, tuple(by_span[number]), excused))
+    return found
 
 
-def _exists(store: ObjectStore, key: str) -> bool:
-    try:
-        return store.size(key) > 0
-    except NotFound:
-        return False
-
-
-def _create(store: ObjectStore, key: str, data: bytes) -> bytes:
+def create(store: ObjectStore, key: str, data: bytes) -> bytes:
     """Create an object unless it is there; returns what lies there."""
     try:
         store.create(key, data)

@@ -2,16 +2,20 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infra.devices import autocast
-from infra.models.timm_encoder import Encoder, build_timm
+from infra.models.encoder import Encoder
+from infra.models.folder import read_record
+from infra.models.libraries import build_encoder
 from infra.models.weights import tensors_digest
 from infra.pixels.views import Pixels
 from infra.provenance import versions
+from schemas.errors import TeacherError
 from schemas.extract_config import Teacher
 from schemas.fingerprint import fingerprint
 from schemas.names import PIXEL_RECIPE, Precision
@@ -46,20 +50,26 @@ class LoadedTeacher:
         """As calling the teacher, from `tensor`."""
         with autocast(self.device, self.record.precision):
             cls, tokens = self.encoder(pixels)
-        return (None if self.record.cls_kind == "none" else cls.float()), tokens.float()
+        return (None if cls is None else cls.float()), tokens.float()
 
 
 def load_teacher(teacher: Teacher, precision: Precision, device: str) -> LoadedTeacher:
-    """Build a teacher, load its weights and take its fingerprint.
+    """Build a teacher, load its weights, take its fingerprint, and try the sizes given by hand.
 
     Raises:
-        TeacherError: the model or its weights cannot be had.
+        TeacherError: the model or its weights cannot be had, or do not give a grid at its pixels.
+        ConfigError, DamageError: what should be a model folder is none, or damaged.
     """
-    encoder = build_timm(teacher.model, teacher.arguments, teacher.weights)
+    encoder = build_encoder(teacher)
+    model, arguments = teacher.model, teacher.arguments
+    if teacher.library == "teachonce":
+        trained = read_record(Path(teacher.weights).expanduser())
+        model, arguments = trained.library_model, trained.arguments
+    by_grid = sorted(teacher.pixels.items())
     parts: dict[str, object] = {
         "library": teacher.library,
-        "model": teacher.model,
-        "arguments_json": json.dumps(teacher.arguments, sort_keys=True),
+        "model": model,
+        "arguments_json": json.dumps(arguments, sort_keys=True),
         "tensors_sha256": tensors_digest(encoder.model),
         "pixel_recipe": PIXEL_RECIPE,
         "pixel_mean": encoder.pixel_mean,
@@ -69,14 +79,36 @@ def load_teacher(teacher: Teacher, precision: Precision, device: str) -> LoadedT
         "patch_width": encoder.patch_width,
         "cls_width": encoder.cls_width,
         "cls_kind": encoder.cls_kind,
+        "pixels_by_grid": [
+            (grid, pixels) for grid, pixels in by_grid if pixels != grid * encoder.patch_pixels
+        ],
     }
     record = TeacherRecord.model_validate(
         {
             **parts,
             "fingerprint": fingerprint(parts),
+            "native_pixels": encoder.native_pixels,
             "weights": teacher.weights,
             "versions": {**versions(), "device": device},
         }
     )
     encoder.model.to(device)
-    return LoadedTeacher(record, encoder, device)
+    loaded = LoadedTeacher(record, encoder, device)
+    for grid, pixels in record.pixels_by_grid:
+        _refuse_other_grid(loaded, grid, pixels)
+    return loaded
+
+
+def _refuse_other_grid(loaded: LoadedTeacher, grid: int, pixels: int) -> None:
+    name = f"teacher {loaded.record.model}: pixels {{{grid}: {pixels}}}"
+    try:
+        _, tokens = loaded.forward(torch.zeros(1, 3, pixels, pixels, device=loaded.device))
+    # Models check sizes each in their own way.
+    except Exception as error:
+        raise TeacherError(f"{name}: cannot see such pictures: {error}") from None
+    if tokens.shape[1] != grid * grid:
+        fitting = grid * loaded.record.patch_pixels
+        raise TeacherError(
+            f"{name}: {tokens.shape[1]} tokens came out, not {grid} x {grid}; with patches of "
+            f"{loaded.record.patch_pixels} px, grid {grid} needs {fitting} px"
+        )

@@ -2,36 +2,40 @@
 and writes whole shards. Plain Python; pipeline/pool.py makes it a Ray actor."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from infra.catalog import PlanReader
+from infra.devices import synchronise
 from infra.pixels.decode import silence_pillow
 from infra.pixels.views import Pixels
 from infra.sources import open_source
 from infra.store import open_store
-from pipeline.calibration import MomentsMeter
+from pipeline.encode import encode
 from pipeline.job import (
     CalibrationPart,
     CalibrationTask,
+    Excused,
     FeatureSet,
     Job,
     ShardTask,
     SpanReport,
     SpanTask,
 )
+from pipeline.moments import MomentsMeter
 from pipeline.pictures import DecodeAhead, Order, Picture, orders_of_span
-from pipeline.spans import Span, span_of
+from pipeline.probe import guard
 from pipeline.teachers import LoadedTeacher, load_teacher
 from pipeline.writer import RowNote, ShardBuffer
 from schemas.errors import SourceError, TeacherError
 from schemas.names import BLOCK_ROWS
-from schemas.records import ShardCommit
+from schemas.records import PlanCommit, ShardCommit
+from schemas.spans import Span, span_of
 
 WRITES_IN_FLIGHT = 2
 
@@ -55,7 +59,11 @@ class Worker:
         self._teachers: dict[str, LoadedTeacher] = {}
 
     def load(self) -> None:
-        """Load the teachers. Raises TeacherError where one is another than the driver saw."""
+        """Load the teachers, and make sure that they say what they said when their sets began.
+
+        Raises:
+            TeacherError: one is another than the driver saw, or its features are others here.
+        """
         device = self._job.device
         for task in self._job.teachers:
             loaded = load_teacher(task.teacher, task.precision, device)
@@ -65,6 +73,8 @@ class Worker:
                     f"driver {task.record.fingerprint12}; give all nodes the same weights and pins"
                 )
             self._teachers[task.name] = loaded
+            for grid in task.grids:
+                guard(self._store, loaded, grid)
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         """What `process` will write; known once the teachers are calibrated."""
@@ -74,40 +84,41 @@ class Worker:
         self, task: CalibrationTask, upcoming: CalibrationTask | None
     ) -> list[CalibrationPart]:
         """Moments of each (teacher, grid) over a stretch of images, each in one view."""
+        views = self._plans[task.generation].commit.views
         if upcoming is not None:
-            self._decoder.start(upcoming, self._plans[0].commit.views, self._sample(upcoming))
-        orders = self._sample(task)
+            following = self._plans[upcoming.generation].commit.views
+            self._decoder.start(upcoming, following, self._sample(upcoming))
         meters = [self._meters(teacher) for teacher, _ in task.pairs]
         rows = [0] * len(task.pairs)
-        for _, pictures in self._decoder.chunks(task, self._plans[0].commit.views, orders):
+        for _, pictures in self._decoder.chunks(task, views, self._sample(task)):
             for index, (teacher, grid) in enumerate(task.pairs):
-                loaded = self._job.teachers[teacher]
+                told = self._job.teachers[teacher]
                 good = [
                     square.pixels
                     for picture in pictures.values()
                     for (_, side), square in picture.squares.items()
-                    if side == loaded.pixels(grid)
+                    if side == told.record.pixels(grid)
                 ]
                 rows[index] += len(good)
                 tokens_meter, cls_meter = meters[index]
-                for cls, tokens in self._forward(self._teachers[loaded.name], good):
+                for cls, tokens in self._forward(self._teachers[told.name], good):
                     tokens_meter.add(tokens)
                     if cls is not None and cls_meter is not None:
                         cls_meter.add(cls)
         return [
-            CalibrationPart(count, tokens.moments(), None if cls is None else cls.moments())
+            CalibrationPart(count, tokens.spread, None if cls is None else cls.spread)
             for count, (tokens, cls) in zip(rows, meters)
         ]
 
     def process(self, task: SpanTask, upcoming: SpanTask | None) -> SpanReport:
         """Compute and commit what is missing of a span; begin to decode the next one."""
-        views = self._job.generations[task.generation].views
+        plan = self._job.generations[task.generation]
         span, orders = self._orders(task)
         open_shards = [self._buffer(shard) for shard in task.shards]
         tally = _Tally()
         pending: list[Future[tuple[ShardCommit, int]]] = []
         last_chunk = (span.images - 1) // self._decoder.chunk_images
-        chunks = self._decoder.chunks(task, views, orders)
+        chunks = self._decoder.chunks(task, plan.views, orders)
         for number in range(last_chunk + 1):
             start = time.perf_counter()
             first, pictures = next(chunks)
@@ -115,15 +126,11 @@ class Worker:
             if number == last_chunk and upcoming is not None:
                 following = self._job.generations[upcoming.generation].views
                 self._decoder.start(upcoming, following, self._orders(upcoming)[1])
+            tally.decodes += sum(picture.image_sha256 is not None for picture in pictures.values())
             tally.decode_seconds += sum(picture.seconds for picture in pictures.values())
-            if pictures and all(picture.missing for picture in pictures.values()):
-                raise SourceError(
-                    f"images {self._job.source}: none of {len(pictures)} planned pictures is "
-                    f"there, such as {next(iter(pictures.values())).key}; bring the data set back "
-                    "and run again"
-                )
+            self._refuse_lost_data_set(list(pictures.values()))
             for buffer in open_shards:
-                self._fill(buffer, views.per_image, span, first, pictures, tally)
+                self._fill(buffer, plan, span, first, pictures, tally)
             for buffer in [buffer for buffer in open_shards if buffer.complete]:
                 open_shards.remove(buffer)
                 pending.append(self._writer.submit(buffer.commit, self._store))
@@ -131,10 +138,18 @@ class Worker:
                     pending[-1 - WRITES_IN_FLIGHT].result()
         return tally.report([future.result() for future in pending])
 
+    def _refuse_lost_data_set(self, pictures: list[Picture]) -> None:
+        tried = [picture for picture in pictures if picture.reason is None or picture.seconds]
+        if tried and all(picture.missing for picture in tried):
+            raise SourceError(
+                f"images {self._job.source}: none of {len(tried)} planned pictures is there, such "
+                f"as {tried[0].key}; bring the data set back and run again"
+            )
+
     def _fill(
         self,
         buffer: ShardBuffer,
-        per_image: int,
+        plan: PlanCommit,
         span: Span,
         first_image: int,
         pictures: dict[int, Picture],
@@ -143,12 +158,13 @@ class Worker:
         """Put a chunk's rows into a shard: batches lie within the chunk, the view and the shard."""
         task, feature_set = buffer.task, buffer.set
         end_image = min(first_image + self._decoder.chunk_images, span.images)
-        for view in range(per_image):
-            begin = max(task.first_row, span.row(view, first_image))
-            end = min(task.first_row + task.rows, span.row(view, end_image - 1) + 1)
+        for number in range(plan.view_count):
+            view = plan.first_view + number
+            begin = max(task.first_row, span.row(number, first_image))
+            end = min(task.first_row + task.rows, span.row(number, end_image - 1) + 1)
             good: list[tuple[int, RowNote, Pixels]] = []
             for row in range(begin, end):
-                picture = pictures[row - span.row(view, 0)]
+                picture = pictures[row - span.row(number, 0)]
                 note = RowNote(
                     picture.key,
                     view,
@@ -163,37 +179,35 @@ class Worker:
                 square = picture.squares[view, feature_set.pixels]
                 note.pixels_sha256 = square.sha256
                 good.append((row, note, square.pixels))
-            start = time.perf_counter()
-            self._encode(buffer, good)
-            tally.forward_seconds += time.perf_counter() - start
+            self._compute(buffer, good, tally)
             tally.forwards += len(good)
 
-    def _encode(self, buffer: ShardBuffer, good: list[tuple[int, RowNote, Pixels]]) -> None:
-        """Forward, standardise, round to float16 and note what the rounding cost."""
+    def _compute(
+        self, buffer: ShardBuffer, good: list[tuple[int, RowNote, Pixels]], tally: "_Tally"
+    ) -> None:
+        """Forward and encode rows of one view, and put them into their shard."""
         feature_set = buffer.set
+        label = f"{feature_set.teacher} g{feature_set.path.grid}"
+        rows = iter(good)
+        start = time.perf_counter()
         teacher = self._teachers[feature_set.teacher]
-        codec = feature_set.codec
-        done = 0
         for cls, tokens in self._forward(teacher, [pixels for _, _, pixels in good]):
-            exact = _standardise(tokens, codec.tokens.mean, codec.tokens.std)
-            stored = exact.half()
-            cosine, rms = _rounding_error(exact, stored)
-            stored_cls = None
-            finite = stored.isfinite().flatten(1).all(1)
-            if cls is not None and codec.cls is not None:
-                stored_cls = _standardise(cls, codec.cls.mean, codec.cls.std).half()
-                finite &= stored_cls.isfinite().all(1)
-            rows = _numpy(stored)
-            cls_rows = None if stored_cls is None else _numpy(stored_cls)
-            for index in range(len(rows)):
-                row, note, _ = good[done + index]
-                if not finite[index]:
+            synchronise(self._job.device)
+            forwarded = time.perf_counter()
+            tally.forward_seconds[label] += forwarded - start
+            encoded = encode(feature_set.codec, cls, tokens)
+            # The batch first: zip would take a row that it then has no place for.
+            for index, (row, note, _) in zip(range(len(tokens)), rows):
+                if not encoded.finite[index]:
                     note.reason = "the teacher's features are not finite in float16"
                     buffer.put(row, note)
                     continue
-                note.cosine, note.relative_rms = float(cosine[index]), float(rms[index])
-                buffer.put(row, note, rows[index], None if cls_rows is None else cls_rows[index])
-            done += len(rows)
+                note.cosine = float(encoded.cosine[index])
+                note.relative_rms = float(encoded.relative_rms[index])
+                stored_cls = None if encoded.cls is None else encoded.cls[index]
+                buffer.put(row, note, encoded.tokens[index], stored_cls)
+            start = time.perf_counter()
+            tally.encode_seconds += start - forwarded
 
     def _forward(
         self, teacher: LoadedTeacher, squares: Sequence[Pixels]
@@ -205,23 +219,27 @@ class Worker:
         plan = self._plans[task.generation]
         span = span_of(plan.commit, task.span)
         wanted = {
-            (row, (row - span.first_row) // span.images, self._sets[shard.feature_set].pixels)
+            (
+                row,
+                plan.commit.first_view + (row - span.first_row) // span.images,
+                self._sets[shard.feature_set].pixels,
+            )
             for shard in task.shards
             for row in range(shard.first_row, shard.first_row + shard.rows)
         }
-        return span, orders_of_span(plan, span, sorted(wanted))
+        return span, _excuse(orders_of_span(plan, span, sorted(wanted)), task.excused)
 
     def _sample(self, task: CalibrationTask) -> list[Order]:
         """One order an image; images take turns in the views, so that crops count as well."""
-        plan = self._plans[0]
-        sides = {self._job.teachers[teacher].pixels(grid) for teacher, grid in task.pairs}
-        number, inside = divmod(task.first_image, plan.commit.span_images)
-        span = span_of(plan.commit, number)
+        plan = self._plans[task.generation]
+        span = span_of(plan.commit, task.span)
+        sides = {self._job.teachers[teacher].record.pixels(grid) for teacher, grid in task.pairs}
+        end = task.first_image + task.images
         wanted = []
-        for image in range(inside, inside + task.images):
-            view = (task.first_image + image - inside) % plan.commit.views.per_image
+        for image in range(task.first_image, end):
+            view = (span.first_image + image) % plan.commit.view_count
             wanted += [(span.row(view, image), view, side) for side in sides]
-        return orders_of_span(plan, span, wanted)[inside : inside + task.images]
+        return _excuse(orders_of_span(plan, span, wanted)[task.first_image : end], task.excused)
 
     def _meters(self, teacher: int) -> tuple[MomentsMeter, MomentsMeter | None]:
         record = self._job.teachers[teacher].record
@@ -238,8 +256,9 @@ class _Tally:
     """Counts of one span."""
 
     def __init__(self) -> None:
-        self.forwards = 0
-        self.decode_seconds = self.wait_seconds = self.forward_seconds = 0.0
+        self.forwards = self.decodes = 0
+        self.decode_seconds = self.wait_seconds = self.encode_seconds = 0.0
+        self.forward_seconds: dict[str, float] = defaultdict(float)
 
     def report(self, results: list[tuple[ShardCommit, int]]) -> SpanReport:
         written = sum(1 for _, size in results if size)
@@ -249,24 +268,16 @@ class _Tally:
             reused=len(results) - written,
             forwards=self.forwards,
             bytes_written=sum(size for _, size in results),
+            decodes=self.decodes,
             decode_seconds=self.decode_seconds,
             wait_seconds=self.wait_seconds,
-            forward_seconds=self.forward_seconds,
+            forward_seconds=dict(self.forward_seconds),
+            encode_seconds=self.encode_seconds,
         )
 
 
-def _standardise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    options = {"dtype": torch.float32, "device": values.device}
-    return (values - torch.tensor(mean, **options)) / torch.tensor(std, **options)  # type: ignore[arg-type]
-
-
-def _rounding_error(exact: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cosine over a row's tokens, and relative root mean square over the row; on the CPU."""
-    kept = stored.float()
-    cosine = torch.nn.functional.cosine_similarity(exact, kept, dim=-1).mean(dim=1)
-    difference, size = (exact - kept).flatten(1).norm(dim=1), exact.flatten(1).norm(dim=1)
-    return cosine.cpu(), (difference / size.clamp_min(1e-12)).cpu()
-
-
-def _numpy(values: Tensor) -> npt.NDArray[np.float16]:
-    return np.asarray(values.cpu().numpy())
+def _excuse(orders: list[Order], excused: Excused) -> list[Order]:
+    """The orders, with the reason why some of them are not to be read."""
+    for image, reason in excused:
+        orders[image] = replace(orders[image], reason=reason)
+    return orders

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from schemas.names import BLOCK_ROWS, Grid, Name, Precision
 from schemas.strict import StrictModel
@@ -25,13 +25,27 @@ class Images(StrictModel):
     """Only the first N images, in hash order."""
 
 
+class Photometric(StrictModel):
+    """Changes of colour and sharpness, drawn for each view and stored with it."""
+
+    color_jitter: float = Field(0.4, ge=0, le=1)
+    """Strength: brightness and contrast change by up to this share, saturation by half of it, hue
+    by a quarter; in four of five views."""
+    blur: float = Field(0.5, ge=0, le=1)
+    """Share of the views that a Gaussian blurs."""
+    solarize: float = Field(0.2, ge=0, le=1)
+    """Share of the views whose bright half is inverted."""
+
+
 class Views(StrictModel):
     per_image: int = Field(1, ge=1, le=1024)
-    """View 0 is the whole image; the others are random resized crops."""
+    """View 0 is the whole image; the others are random resized crops. May be raised later."""
     crop_scale: tuple[float, float] = (0.32, 1.0)
     """Range of a crop's share of the image's area."""
     flip: bool = True
     """Mirror a crop with probability one half. View 0 never is."""
+    photometric: Photometric | None = None
+    """Show teachers and students the views with changed colours, as EUPE does; by default not."""
     seed: int = Field(0, ge=0)
 
     @field_validator("crop_scale")
@@ -51,17 +65,27 @@ def _distinct(grids: tuple[int, ...]) -> tuple[int, ...]:
 Grids = Annotated[tuple[Grid, ...], AfterValidator(_distinct)]
 
 
+class CodecChoice(StrictModel):
+    tokens: Literal["fp16"] = "fp16"
+    """How standardised patch tokens are stored."""
+
+
 class Teacher(StrictModel):
-    library: Literal["timm"]
+    library: Literal["timm", "open_clip", "teachonce", "python"]
     """Where the architecture comes from."""
-    model: str = Field(min_length=1)
-    """The library's name of the model."""
+    model: str = ""
+    """The library's name of the model; `module:function` for python, nothing for teachonce."""
     weights: str = "pretrained"
-    """`pretrained`, a path or URL of safetensors or a state dict, or `random:SEED`."""
+    """`pretrained` (open_clip: also `pretrained:TAG`), a path or URL of safetensors or a state
+    dict, or `random:SEED`; for teachonce the folder of a run."""
     arguments: dict[str, Any] = {}
     """Further arguments of the library's model constructor."""
     grids: Grids | None = Field(None, min_length=1)
     """Instead of the job's grids."""
+    pixels: dict[Grid, Annotated[int, Field(ge=1)]] = {}
+    """Grid: side in pixels of what the teacher is fed, where it is not grid x patch."""
+    codec: CodecChoice | None = None
+    """Instead of the job's codec."""
     precision: Precision | None = None
     """Instead of the job's precision."""
 
@@ -72,10 +96,16 @@ class Teacher(StrictModel):
             raise ValueError("random weights are written random:SEED with a whole number")
         return weights
 
-
-class CodecChoice(StrictModel):
-    tokens: Literal["fp16"] = "fp16"
-    """How standardised patch tokens are stored."""
+    @model_validator(mode="after")
+    def _model_where_one_is_needed(self) -> "Teacher":
+        if self.library != "teachonce" and not self.model:
+            raise ValueError(f"library {self.library} needs `model`, the name of one")
+        no_folder = self.weights == "pretrained" or self.weights.startswith("random:")
+        if self.library == "teachonce" and no_folder:
+            raise ValueError("library teachonce needs `weights`, the folder of a trained model")
+        if self.library == "python" and ":" not in self.model:
+            raise ValueError("library python needs `model` as module:function")
+        return self
 
 
 class Workers(StrictModel):
@@ -97,6 +127,28 @@ def _power_of_two(rows: int) -> int:
     return rows
 
 
+def _one_or_several(names: object) -> object:
+    return tuple(names.split(",")) if isinstance(names, str) else names
+
+
+class Cost(StrictModel):
+    """What `plan` reckons with. Seconds are measured where it runs; the rest stands here."""
+
+    workers: float = Field(1, gt=0)
+    """Machines like this one that share the work."""
+    worker_hour: float | None = Field(None, ge=0)
+    """Price of one such machine for an hour."""
+    storage_gb_month: float | None = Field(None, ge=0)
+    """Price of 10^9 bytes for a month."""
+    months: float = Field(1, ge=0)
+    """How long the cache is kept."""
+    currency: str = "USD"
+    views_per_epoch: float = Field(1, gt=0)
+    """Views of each image that one epoch of training shows."""
+    grids_per_epoch: float = Field(1, gt=0)
+    """Grids at which a teacher run online would see each view."""
+
+
 class ExtractConfig(StrictModel):
     cache: str = Field(min_length=1)
     """Folder of the cache."""
@@ -116,6 +168,31 @@ class ExtractConfig(StrictModel):
     tolerate_bad_images: float = Field(0.01, ge=0, le=1)
     """Share of bad rows beyond which the command ends with status 1."""
 
+    cost: Cost = Cost()
+    only: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several)] = ()
+    """Teachers to run now, of those named above; none named means all. The others' features stay
+    in the snapshot."""
+    retry_bad: bool = False
+    """Give images that have bad rows new rows, and try them again."""
+
+    @model_validator(mode="after")
+    def _only_known(self) -> "ExtractConfig":
+        unknown = [name for name in self.only if name not in self.teachers]
+        if unknown:
+            raise ValueError(
+                f"only: no teacher {', '.join(unknown)}; there are {', '.join(self.teachers)}"
+            )
+        return self
+
     def grids_of(self, teacher: str) -> tuple[int, ...]:
         """The grids at which a teacher is run."""
         return self.teachers[teacher].grids or self.grids
+
+    def codec_of(self, teacher: str) -> CodecChoice:
+        """How a teacher's tokens are stored."""
+        return self.teachers[teacher].codec or self.codec
+
+    @property
+    def teachers_now(self) -> tuple[str, ...]:
+        """Names of the teachers that this job runs."""
+        return self.only or tuple(self.teachers)

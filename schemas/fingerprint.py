@@ -19,6 +19,7 @@ VALUE_FIELDS = (
     "patch_width",
     "cls_width",
     "cls_kind",
+    "pixels_by_grid",
 )
 """The fields of a TeacherRecord that are hashed; library versions and device are not."""
 

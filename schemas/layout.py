@@ -20,6 +20,10 @@ def plan_part(generation: int, part: int, attempt: str) -> str:
     return f"plan/{generation:06d}/{part:05d}.{attempt}.parquet"
 
 
+def plan_superseded(generation: int, attempt: str) -> str:
+    return f"plan/{generation:06d}/superseded.{attempt}.parquet"
+
+
 def plan_commit(generation: int) -> str:
     return f"{PLAN_COMMITS}{generation:06d}.json"
 
@@ -38,6 +42,15 @@ def teacher(fingerprint12: str) -> str:
 
 def calibration(fingerprint12: str, grid: int) -> str:
     return f"features/{fingerprint12}/g{grid}/calibration.json"
+
+
+def covariance(fingerprint12: str, grid: int, vector: str, attempt: str) -> str:
+    """`vector` is `tokens` or `cls`."""
+    return f"features/{fingerprint12}/g{grid}/covariance.{vector}.{attempt}.parquet"
+
+
+def probe(fingerprint12: str, grid: int) -> str:
+    return f"features/{fingerprint12}/g{grid}/probe.json"
 
 
 @dataclass(frozen=True, slots=True)

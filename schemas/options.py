@@ -12,6 +12,9 @@ from schemas.strict import StrictModel
 class VerifyOptions(StrictModel):
     cache: str = Field(min_length=1)
     """Folder of the cache."""
+    against_teacher: int | None = Field(None, ge=1)
+    """Also replay so many rows of each set from their pictures, run its teacher again, and compare
+    the pixels and the features."""
 
 
 class EvaluateOptions(StrictModel):
@@ -37,6 +40,8 @@ class BenchOptions(StrictModel):
     """Pictures to measure with; by default those of the quickstart."""
     limit: int = Field(64, ge=1)
     """Pictures that `extract` measures with."""
+    case: Literal["one", "three", "both"] = "both"
+    """How many teachers `extract` measures with: one, three of different kinds, or each in turn."""
     precision: Precision | None = None
     """Of the forward in `extract`; by default float32, on a GPU bfloat16."""
     cache: str | None = None

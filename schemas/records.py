@@ -35,16 +35,26 @@ class PlanCommit(StrictModel):
     generation: int
     first_row: int
     images: int
+    first_view: int
+    """The first of this generation's views; more than 0 where it adds views to known images."""
     views: Views
+    """How views are drawn; this generation has those from `first_view` to `per_image` - 1."""
     span_images: int
     source: str
     """Where the images lay."""
     columns: Columns
     parts: tuple[ObjectRecord, ...]
+    superseded: ObjectRecord | None
+    """Table of the earlier rows that no longer count, because their images are here anew."""
+
+    @property
+    def view_count(self) -> int:
+        """Views of each image in this generation."""
+        return self.views.per_image - self.first_view
 
     @property
     def rows(self) -> int:
-        return self.images * self.views.per_image
+        return self.images * self.view_count
 
 
 class TeacherRecord(StrictModel):
@@ -68,6 +78,10 @@ class TeacherRecord(StrictModel):
     cls_width: int | None
     """Channels of the CLS vector; none where the teacher has none."""
     cls_kind: ClsKind
+    pixels_by_grid: tuple[tuple[int, int], ...]
+    """(grid, side in pixels) where the side is not grid x patch_pixels."""
+    native_pixels: int
+    """Side of the pictures the model was made for; not part of the fingerprint."""
     weights: str
     """What the configuration called the weights; not part of the fingerprint."""
     versions: dict[str, str]
@@ -77,6 +91,10 @@ class TeacherRecord(StrictModel):
     def fingerprint12(self) -> str:
         """As it stands in paths."""
         return self.fingerprint[:FINGERPRINT_DIGITS]
+
+    def pixels(self, grid: int) -> int:
+        """Side of the square that the teacher is fed for a grid."""
+        return dict(self.pixels_by_grid).get(grid, grid * self.patch_pixels)
 
 
 class Moments(StrictModel):
@@ -94,6 +112,25 @@ class Calibration(StrictModel):
     rows: int
     tokens: Moments
     cls: Moments | None
+    tokens_covariance: ObjectRecord
+    cls_covariance: ObjectRecord | None
+
+
+class ProbeVectors(StrictModel):
+    """Raw features of one synthetic picture."""
+
+    cls: tuple[float, ...] | None
+    tokens: tuple[tuple[float, ...], ...]
+    """Of a few tokens, spread over the grid."""
+
+
+class Probe(StrictModel):
+    """`probe.json`: what a teacher said of two synthetic pictures when a set began."""
+
+    fingerprint: str
+    grid: int
+    pictures: tuple[ProbeVectors, ...]
+    versions: dict[str, str]
 
 
 class Affine(StrictModel):

@@ -94,19 +94,31 @@ def _siblings(model: type[BaseModel], path: list[str]) -> list[str]:
 def fields(
     model: type[BaseModel], prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Every leaf of a configuration as (path, field); an open mapping's keys appear as `*`."""
+    """Every leaf of a configuration as (path, field); an open mapping's keys appear as `*`. A
+    mapping that may be null comes itself as well, before its leaves."""
     for name, field in model.model_fields.items():
         inner, star = _inner_model(field.annotation)
-        if inner is None:
+        if inner is None or _may_be_null(field.annotation):
             yield (*prefix, name), field
-        else:
+        if inner is not None:
             yield from fields(inner, (*prefix, name, *star))
 
 
 def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, tuple[str, ...]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return annotation, ()
     arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict and issubclass(arguments[1], BaseModel):
+    if typing.get_origin(annotation) is dict and _is_model(arguments[1]):
         return arguments[1], ("*",)
+    if _may_be_null(annotation) and _is_model(arguments[0]):
+        return arguments[0], ()
     return None, ()
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _may_be_null(annotation: Any) -> bool:
+    arguments = typing.get_args(annotation)
+    return len(arguments) == 2 and arguments[1] is type(None)

@@ -25,8 +25,20 @@ PLAN = pa.schema(
         pa.field("draw_x", pa.float64()),
         pa.field("draw_y", pa.float64()),
         pa.field("draw_flip", pa.float64()),
+        # Also null where views are not photometric.
+        pa.field("draw_jitter", pa.float64()),
+        pa.field("draw_brightness", pa.float64()),
+        pa.field("draw_contrast", pa.float64()),
+        pa.field("draw_saturation", pa.float64()),
+        pa.field("draw_hue", pa.float64()),
+        pa.field("draw_blur", pa.float64()),
+        pa.field("draw_blur_radius", pa.float64()),
+        pa.field("draw_solarize", pa.float64()),
     ]
 )
+
+SUPERSEDED = pa.schema([pa.field("row", pa.int64(), nullable=False)])
+"""Plan rows that a later generation replaces, ascending."""
 
 SNAPSHOT = pa.schema(
     [
@@ -68,6 +80,11 @@ def cls_schema(cls_width: int | None) -> pa.Schema:
     if cls_width is not None:
         fields.append(pa.field("cls", pa.list_(pa.float16(), cls_width)))
     return pa.schema(fields)
+
+
+def covariance_schema(width: int) -> pa.Schema:
+    """One row of a covariance matrix a line."""
+    return pa.schema([pa.field("covariance", pa.list_(pa.float64(), width), nullable=False)])
 
 
 def to_parquet(table: pa.Table) -> bytes:

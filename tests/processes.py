@@ -43,9 +43,10 @@ def run(
     *words: object,
     timeout: float = 120,
     environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
 ) -> Ended:
-    """Run a command with `--json` to its end."""
-    with start(how, *words, environment=environment) as process:
+    """Run a command with `--json` to its end, in a folder."""
+    with start(how, *words, environment=environment, folder=folder) as process:
         stdout, stderr = process.communicate(timeout=timeout)
     return ended(process.returncode, stdout, stderr)
 
@@ -57,13 +58,16 @@ def ended(status: int, stdout: str, stderr: str) -> Ended:
 
 @contextmanager
 def start(
-    how: tuple[str, ...], *words: object, environment: dict[str, str] | None = None
+    how: tuple[str, ...],
+    *words: object,
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
 ) -> Iterator["subprocess.Popen[str]"]:
     """A command with `--json`, in a process group of its own; whatever is left of it is killed."""
     inherited = environment or os.environ
     process = subprocess.Popen(
         [sys.executable, *how, *map(str, words), "--json"],
-        cwd=ROOT,
+        cwd=folder,
         env={name: value for name, value in inherited.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

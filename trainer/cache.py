@@ -19,6 +19,7 @@ from infra.store import open_store
 from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
+from schemas.spans import Whole
 from trainer.set_reader import SetBlock, SetReader, TeacherInfo
 
 
@@ -58,6 +59,7 @@ class CacheReader:
         self.record, self.snapshot = catalog.record, number
         counted = pinned.commit.generations
         self.generations = catalog.generations(at_least=counted)[:counted]
+        self._superseded = catalog.superseded(self.generations)
         self._plans = [PlanReader(self._store, commit) for commit in self.generations]
         wanted = dict.fromkeys(pinned.commit.teachers) if teachers is None else teachers
         self._sets: dict[str, SetReader] = {}
@@ -87,6 +89,11 @@ class CacheReader:
         masks = [reader.covered(plan.generation, blocks) for reader in self._sets.values()]
         return np.asarray(np.all(masks, axis=0))
 
+    def served(self, generation: int, rows: Whole) -> npt.NDArray[np.bool_]:
+        """Which rows of a generation still count; the others stand anew in a later one."""
+        first = self.generations[generation].first_row
+        return ~np.isin(first + rows, self._superseded)
+
     def read_block(self, generation: int, block: int) -> Block:
         """Read and check one block. Raises DamageError."""
         plan = self.generations[generation]
@@ -106,7 +113,7 @@ class CacheReader:
             if len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
                 raise CacheError(
                     f"{self._store.url}: image {key} changed between the extractions of "
-                    f"{', '.join(self._sets)}; extract into a new folder"
+                    f"{', '.join(self._sets)}; run extract again, which gives it new rows"
                 )
 
 

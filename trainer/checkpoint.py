@@ -20,12 +20,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from infra.durable import sync_folder, write_through
+from infra.models.folder import CHECKPOINT_WEIGHTS, RECORD, ModelRecord
 from infra.store import open_store
 from schemas.errors import DamageError, ResumeError, StoreError
 from schemas.sealed import digest, seal, unseal
 from schemas.strict import StrictModel
 from schemas.train_config import TrainConfig
-from trainer.students import CHECKPOINT_WEIGHTS, RECORD, ModelRecord, record_bytes, weights_of
+from trainer.students import record_bytes, weights_of
 
 STATE = "state.json"
 HEADS = "heads.safetensors"

@@ -25,14 +25,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra.command import Outcome
 from infra.devices import pick_device
-from infra.models.timm_encoder import RANDOM, Encoder, build_timm
+from infra.models.encoder import Encoder
+from infra.models.folder import PIXELS_PER_GRID, open_model
+from infra.models.timm_encoder import build_timm
+from infra.models.weights import RANDOM
 from infra.pixels.decode import silence_pillow
 from infra.terminal import Meter, Terminal
 from schemas.errors import ConfigError
 from schemas.options import EvaluateOptions
 from trainer.knn import usable_ks, vote
 from trainer.labelled import Part, pictures, split
-from trainer.students import PIXELS_PER_GRID, TIMM, normalise, open_model, side_pixels
+from trainer.students import TIMM, normalise, side_pixels
 
 WARM_UPS = 2
 TIMED_FORWARDS = 5
@@ -72,11 +75,12 @@ def _open_student(config: EvaluateOptions, terminal: Terminal) -> tuple[Encoder,
         why = "as it was trained"
     else:
         encoder = build_timm(config.student.removeprefix(TIMM), {}, config.weights)
-        pretrained: dict[str, Any] = encoder.model.pretrained_cfg  # type: ignore[assignment]
-        trained = int(pretrained["input_size"][-1]) // PIXELS_PER_GRID
+        trained = encoder.native_pixels // PIXELS_PER_GRID
         why = "timm's size of this model"
         if config.weights.startswith(RANDOM):
             terminal.warn("the weights are random: what is measured means nothing")
+    if encoder.cls_width is None:
+        raise ConfigError(f"student {config.student}: has no global vector to compare pictures by")
     if config.grid is not None:
         return encoder, config.grid
     terminal.decide("grid", f"{trained} ({PIXELS_PER_GRID * trained} px)", why)
@@ -145,10 +149,11 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     """CLS of length 1 [pictures, width] and class numbers [pictures] of what could be read."""
     device = next(encoder.model.parameters()).device
-    features = [torch.empty(0, encoder.cls_width, device=device)]
+    features = [torch.empty(0, encoder.cls_width or 0, device=device)]
     labels: list[int] = []
     for places, pixels in pictures(part, side, batch_size):
         cls, _ = encoder(normalise(pixels.to(device), encoder))
+        assert cls is not None  # a student without one was refused
         features.append(F.normalize(cls, dim=-1))
         labels += [numbers[str(part.entries[place].label)] for place in places]
         meter.advance(len(places))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.devices import autocast
-from infra.models.timm_encoder import Encoder
+from infra.models.encoder import Encoder
 from schemas.keyed_hash import subkey
 from schemas.train_config import Optim, TeacherTerm, TrainConfig
 from trainer.batch import Batch

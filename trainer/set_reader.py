@@ -58,7 +58,7 @@ class SetReader:
         self._store, self.path = store, path
         record = read_teacher(store, path.fingerprint12)
         self.info = TeacherInfo(record.fingerprint, path.grid, record.patch_width, record.cls_width)
-        self._pixels = path.grid * record.patch_pixels
+        self._pixels = record.pixels(path.grid)
         self._schema = tables.cls_schema(record.cls_width)
         mine = table.filter(pc.equal(table["set"], str(path)))
         self._lines: dict[tuple[int, int], dict[str, Any]] = {

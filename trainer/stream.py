@@ -20,11 +20,12 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.pixels.decode import decode, silence_pillow
-from infra.pixels.views import Draws, box, pixels_digest, render
+from infra.pixels.views import draws_of_row, pixels_digest, see
 from infra.sources import Source, open_source
 from schemas.errors import CacheError, ConfigError, ImageError, ResumeError
 from schemas.keyed_hash import hash_texts
 from schemas.names import BLOCK_ROWS
+from schemas.spans import images_and_views
 from trainer.batch import Batch, Target
 from trainer.cache import Block, CacheReader
 from trainer.order import BlockTable, EpochOrder
@@ -221,11 +222,7 @@ class CacheStream(IterableDataset[Batch]):
                 f"image {key}: {error}; it could be read when it was extracted. "
                 "Set images.root if the data set has moved"
             ) from None
-        draws = None
-        if line["draw_scale"] is not None:
-            draws = Draws(*(line[f"draw_{name}"] for name in ("scale", "ratio", "x", "y", "flip")))
-        place = box(draws, image.width, image.height, views.crop_scale, views.flip)
-        square = render(image, place, self._pixels or 0)
+        square = see(image, draws_of_row(line), views, self._pixels or 0)
         self._refuse_other_pixels(block, row, key, data, square)
         return square
 
@@ -236,8 +233,8 @@ class CacheStream(IterableDataset[Batch]):
         for part in block.sets.values():
             if part.image_sha256[row] != sha256:
                 raise CacheError(
-                    f"image {key}: has changed since it was extracted; restore it, or extract "
-                    "the new one into a new cache"
+                    f"image {key}: has changed since it was extracted; run extract again and "
+                    "train on the new snapshot, or restore the picture"
                 )
             if part.pixels == self._pixels and part.pixels_sha256[row] != pixels_digest(square):
                 raise CacheError(
@@ -261,13 +258,10 @@ class CacheStream(IterableDataset[Batch]):
     def _served_rows(self, generation: int, block: int) -> npt.NDArray[np.int64]:
         plan = self._reader.generations[generation]
         rows = np.arange(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, plan.rows))
-        keep = np.arange(len(rows))
-        if self._views is None:
-            return keep
-        per_span = plan.span_images * plan.views.per_image
-        span, inside = np.divmod(rows, per_span)
-        images = np.minimum(plan.span_images, plan.images - span * plan.span_images)
-        return keep[np.isin(inside // images, sorted(self._views))]
+        keep = self._reader.served(generation, rows)
+        if self._views is not None:
+            keep &= np.isin(images_and_views(plan, rows)[1], sorted(self._views))
+        return np.flatnonzero(keep)
 
     def _after(self, epoch: int, row: int) -> dict[str, int | str]:
         return self._state(epoch, row) if row < self.rows else self._state(epoch + 1, 0)

@@ -1,32 +1,21 @@
-"""Students: timm's architectures, from random weights to a model folder and back.
-
-A model folder holds `model.json`, which says what to build and how to feed it, and the weights as
-safetensors. A finished run is one (`model.safetensors`), and so is each of its checkpoints
-(`student.safetensors`).
-"""
+"""Students: timm's architectures, from random weights to a model folder (infra.models.folder)."""
 
 import difflib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from infra.durable import replace_file
-from infra.models.timm_encoder import Encoder, build_timm
-from infra.models.weights import load_weights, tensors_digest
-from schemas.errors import ConfigError, DamageError
-from schemas.names import ClsKind
-from schemas.strict import StrictModel
+from infra.models.encoder import Encoder
+from infra.models.folder import PIXELS_PER_GRID, RECORD, WEIGHTS, ModelRecord
+from infra.models.timm_encoder import build_timm
+from infra.models.weights import tensors_digest
+from schemas.errors import ConfigError
 
 TIMM = "timm:"
-PIXELS_PER_GRID = 16
-RECORD = "model.json"
-WEIGHTS = "model.safetensors"
-CHECKPOINT_WEIGHTS = "student.safetensors"
 
 EUPE = {
     "eupe_vit_t": "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m",
@@ -37,32 +26,6 @@ EUPE = {
     "eupe_convnext_b": "convnext_base.eupe_lvd1689m",
 }
 """EUPE's students (arXiv 2603.22387, table 11) by timm's names."""
-
-
-class ModelRecord(StrictModel):
-    """`model.json`."""
-
-    library: Literal["teachonce"] = "teachonce"
-    library_model: str
-    """timm's name of the architecture."""
-    arguments: dict[str, Any]
-    """Further arguments of timm's constructor."""
-    patch_pixels: int
-    patch_width: int
-    cls_width: int
-    cls_kind: ClsKind
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    grid: int
-    """It was trained on pictures of 16 x grid pixels."""
-    stage: str
-    step: int
-    snapshot: int
-    """Of the cache it was trained from."""
-    teachers: dict[str, str]
-    """Fingerprint of each teacher it was trained on."""
-    tensors_sha256: str
-    """Of the weights beside this record."""
 
 
 def timm_name(model: str) -> str:
@@ -87,10 +50,15 @@ def build_student(model: str, seed: int) -> Encoder:
     """A student with random weights that depend on the seed alone; nothing is downloaded.
 
     Raises:
-        ConfigError: no such student.
+        ConfigError: no such student, or one without a global vector.
         TeacherError: timm has no such model, or it gives no square grid of tokens.
     """
     encoder = build_timm(timm_name(model), {}, f"random:{seed}")
+    if encoder.cls_width is None:
+        raise ConfigError(
+            f"student.model: {model!r} has no global vector to learn the teachers' CLS with; "
+            "choose a model that has one"
+        )
     encoder.model.requires_grad_(True)
     return encoder
 
@@ -168,33 +136,3 @@ def save_model(folder: Path, encoder: Encoder, record: ModelRecord) -> None:
 
 def record_bytes(record: ModelRecord) -> bytes:
     return record.model_dump_json(indent=2).encode() + b"\n"
-
-
-def open_model(folder: Path) -> tuple[Encoder, ModelRecord]:
-    """The student of a run or of a checkpoint, frozen, in evaluation mode.
-
-    Raises:
-        ConfigError: the folder holds no student.
-        DamageError: the record cannot be read, or the weights are not those it names.
-        TeacherError: the weights cannot be read, or do not fit the architecture.
-    """
-    try:
-        data = (folder / RECORD).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"student {folder}: no {RECORD} there ({error.strerror}); give the folder of a "
-            f"finished run, one of its checkpoints, or {TIMM}NAME"
-        ) from None
-    try:
-        record = ModelRecord.model_validate_json(data)
-    except ValidationError as error:
-        raise DamageError(f"student {folder}: {RECORD} is damaged: {error}") from None
-    encoder = build_timm(record.library_model, record.arguments, None)
-    weights = WEIGHTS if (folder / WEIGHTS).exists() else CHECKPOINT_WEIGHTS
-    load_weights(encoder.model, str(folder / weights))
-    if tensors_digest(encoder.model) != record.tensors_sha256:
-        raise DamageError(
-            f"student {folder}: {weights} does not hold the weights that {RECORD} names; run the "
-            "training again to write both anew, or use one of its checkpoints"
-        )
-    return encoder, record

@@ -20,7 +20,8 @@ from contextlib import closing
 
 from infra.command import Outcome
 from infra.devices import pick_device, pick_precision
-from infra.models.timm_encoder import Encoder
+from infra.models.encoder import Encoder
+from infra.models.folder import ModelRecord
 from infra.terminal import Terminal
 from schemas.errors import CacheError
 from schemas.train_config import TrainConfig
@@ -31,7 +32,7 @@ from trainer.heads import Widths
 from trainer.learner import Learner, learning_rate
 from trainer.metrics import Metrics
 from trainer.stream import CacheStream
-from trainer.students import ModelRecord, build_student, describe, save_model, side_pixels
+from trainer.students import build_student, describe, save_model, side_pixels
 
 LOG_STEPS = 10
 """Steps between two looks at the loss; each look waits for the GPU."""

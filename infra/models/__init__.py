@@ -1,1 +1,4 @@
-"""Vision models of other libraries behind one face: CLS vector and patch tokens, row-major."""
+"""Vision models of other libraries and our own behind one face: `encoder.Encoder`.
+
+One file per library; `libraries` says which, and how one more is added.
+"""

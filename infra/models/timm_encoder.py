@@ -1,67 +1,46 @@
-"""timm's models, ViT-like and convolutional, behind one face."""
+"""timm's models, ViT-like and convolutional."""
 
+import contextlib
 import difflib
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import sys
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from infra.models.encoder import Encoder, Features
 from infra.models.torchvision_shim import make_torchvision_importable
-from infra.models.weights import load_weights
+from infra.models.weights import (
+    PRETRAINED,
+    StateDict,
+    is_location,
+    load_weights,
+    refuse_tag,
+    seeded,
+)
 from schemas.errors import TeacherError
 from schemas.names import ClsKind
 
-RANDOM = "random:"
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A timm model and how to read it."""
-
-    model: nn.Module
-    patch_pixels: int
-    """Side of what one token covers; a convolutional network's stride."""
-    patch_width: int
-    cls_width: int
-    cls_kind: ClsKind
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of normalised pictures.
-
-        Args:
-            pixels: [batch, 3, side, side], side a multiple of `patch_pixels`.
-
-        Returns:
-            CLS [batch, cls_width] and patch tokens [batch, tokens, patch_width], the latter in
-            row-major order, class and register tokens dropped; as timm's `forward_features` gives
-            them, which applies a final norm where the model has one before pooling.
-        """
-        features = self.model.forward_features(pixels)  # type: ignore[operator]
-        if features.ndim == 4:
-            patches = features.flatten(2).transpose(1, 2)
-        else:
-            patches = features[:, self.model.num_prefix_tokens :]
-        if self.cls_kind == "class_token":
-            return features[:, 0], patches
-        return self.model.forward_head(features, pre_logits=True), patches  # type: ignore[operator]
+_NO_GLOBAL_VECTOR = ("pe_lang", "pe_spatial")
+"""Perception Encoders whose authors pool nothing: a class token is there, but nothing trained it
+to say something of the picture."""
 
 
 def build_timm(name: str, arguments: dict[str, Any], weights: str | None) -> Encoder:
-    """Create a timm model in evaluation mode, without a classifier.
+    """A timm model without a classifier; CLIP-like ones keep their projection.
 
     Args:
         name: timm's name, with or without a tag.
-        arguments: further arguments of the constructor.
+        arguments: further arguments of the constructor; `num_classes: 0` reads a CLIP-like model
+            before its projection.
         weights: `pretrained`, `random:SEED`, a path or URL, or None for the caller to load later.
 
     Raises:
         TeacherError: no such model, wrong arguments, or weights that do not fit.
     """
+    refuse_tag(weights)
     make_torchvision_importable()
     import timm
 
@@ -71,10 +50,32 @@ def build_timm(name: str, arguments: dict[str, Any], weights: str | None) -> Enc
     except Exception as error:
         hint = _hint(name, timm.list_models(), weights, error)
         raise TeacherError(f"timm model {name}: {error}{hint}") from None
-    if weights is not None and weights != "pretrained" and not weights.startswith(RANDOM):
-        classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
-        load_weights(model, weights, (classifier,) if isinstance(classifier, str) else classifier)
-    return _describe(name, model.eval().requires_grad_(False))
+    if weights is not None and is_location(weights):
+        classifier = _config(model).get("classifier") or ()
+        leave_out = (classifier,) if isinstance(classifier, str) else classifier
+        load_weights(model, weights, leave_out, partial(_from_authors_names, model))
+    try:
+        return _describe(model)
+    # Besides refusals: a few models lack what timm's others say of themselves.
+    except (TeacherError, AttributeError, LookupError, TypeError) as error:
+        raise TeacherError(f"timm model {name}: {error}") from None
+
+
+def patch_pixels(model: nn.Module) -> int:
+    """Pixels along one side of what one token of a timm model covers."""
+    return int(model.feature_info[-1]["reduction"])  # type: ignore[index]
+
+
+def patch_tokens(model: nn.Module, features: Tensor) -> Tensor:
+    """The patch tokens [batch, tokens, width] in what a timm model's `forward_features` gives."""
+    if features.ndim == 4:
+        return features.flatten(2).transpose(1, 2)
+    return features[:, model.num_prefix_tokens :]
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return config
 
 
 def _hint(name: str, known: list[str], weights: str | None, error: Exception) -> str:
@@ -82,69 +83,94 @@ def _hint(name: str, known: list[str], weights: str | None, error: Exception) ->
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3)
         return f"; did you mean {', '.join(near)}?" if near else ""
-    if weights == "pretrained" and isinstance(error, OSError):
+    if weights == PRETRAINED and isinstance(error, OSError):
         return "; give `weights` the path of a file that you have"
     return ""
 
 
 def _create(timm: Any, name: str, arguments: dict[str, Any], weights: str | None) -> nn.Module:
-    seed = int(weights.removeprefix(RANDOM)) if weights and weights.startswith(RANDOM) else 0
-    options = {"num_classes": 0, **arguments}
-    with torch.device("meta"):  # no memory: only to see which arguments the class takes
-        kind = type(timm.create_model(name, **options))
-    takes_any_side = "dynamic_img_size" in inspect.signature(kind.__init__).parameters
-    if takes_any_side and "dynamic_img_size" not in arguments:
-        options["dynamic_img_size"] = True
-    threads = torch.get_num_threads()
-    # Random values are filled in by vectors and remainders, cut where the threads are.
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pretrained = weights == "pretrained"
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    finally:
-        torch.set_num_threads(threads)
+    options = dict(arguments)
+    with torch.device("meta"):  # no memory: only to see what kind of model it is
+        sketch = timm.create_model(name, **{"num_classes": 0, **arguments})
+    if not _is_clip(sketch):
+        options.setdefault("num_classes", 0)
+    if "dynamic_img_size" in inspect.signature(type(sketch).__init__).parameters:
+        options.setdefault("dynamic_img_size", True)
+    if weights == PRETRAINED and "quickgelu" in str(_config(sketch).get("notes")):
+        other = name.replace("_clip_", "_clip_quickgelu_")
+        raise TeacherError(f"its weights were trained with QuickGELU; use {other}")
+    with seeded(weights):
+        model: nn.Module = timm.create_model(name, pretrained=weights == PRETRAINED, **options)
     return model
 
 
-def _describe(name: str, model: nn.Module) -> Encoder:
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    patch_embed = getattr(model, "patch_embed", None)
-    if patch_embed is not None and hasattr(model, "num_prefix_tokens"):
-        patch_pixels = int(patch_embed.patch_size[0])
-    else:
-        patch_pixels = int(model.feature_info[-1]["reduction"])  # type: ignore[index]
-    kind: ClsKind = "mean"
-    if getattr(model, "attn_pool", None) is not None:
-        kind = "attention_pool"
-    elif getattr(model, "cls_token", None) is not None:
-        kind = "class_token"
-    encoder = Encoder(
+def _is_clip(model: nn.Module) -> bool:
+    """Whether timm's head of this tag is a projection into a space of texts, not a classifier."""
+    config = _config(model)
+    name = f"{config.get('architecture')}.{config.get('tag')}"
+    projects = ("clip" in name or "pe_core" in name) and "_ft_in" not in name
+    return projects and int(config["num_classes"]) > 0
+
+
+def _describe(model: nn.Module) -> Encoder:
+    config = _config(model)
+    kind = _cls_kind(model)
+    widths = {"none": None, "class_token": model.num_features, "projected": model.num_classes}
+    width = widths.get(kind, model.head_hidden_size)
+    return Encoder(
         model=model,
-        patch_pixels=patch_pixels,
+        patch_pixels=patch_pixels(model),
         patch_width=int(model.num_features),  # type: ignore[arg-type]
-        cls_width=0,
+        cls_width=width if width is None else int(width),  # type: ignore[arg-type]
         cls_kind=kind,
-        pixel_mean=_three(config["mean"]),
-        pixel_std=_three(config["std"]),
+        pixel_mean=config["mean"],
+        pixel_std=config["std"],
+        native_pixels=int(config["input_size"][-1]),
+        read=partial(_read, model, kind),
     )
-    side = patch_pixels * max(1, 64 // patch_pixels)
-    try:
-        with torch.inference_mode():
-            cls, patches = encoder(torch.zeros(1, 3, side, side))
-    # Models of one fixed size check it each in their own way.
-    except Exception as error:
-        raise TeacherError(f"timm model {name}: cannot see {side} px pictures: {error}") from None
-    if patches.shape[1:] != ((side // patch_pixels) ** 2, encoder.patch_width):
-        raise TeacherError(
-            f"timm model {name}: gives tokens of shape {tuple(patches.shape[1:])} for {side} px, "
-            f"not a square grid of {patch_pixels} px patches of width {encoder.patch_width}"
-        )
-    return replace(encoder, cls_width=cls.shape[1])
 
 
-def _three(values: Iterable[float]) -> tuple[float, float, float]:
-    """Per channel, as floats: a whole number would be written otherwise, and hashed otherwise."""
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _cls_kind(model: nn.Module) -> ClsKind:
+    architecture = str(_config(model).get("architecture"))
+    if any(family in architecture for family in _NO_GLOBAL_VECTOR):
+        return "none"
+    if _is_clip(model) and model.num_classes:
+        return "projected"
+    poolings = (getattr(model, part, None) or nn.Identity() for part in ("attn_pool", "head"))
+    if any("AttentionPool" in type(layer).__name__ for top in poolings for layer in top.modules()):
+        return "attention_pool"
+    has_class_token = getattr(model, "has_class_token", None)
+    if has_class_token is None:
+        has_class_token = getattr(model, "cls_token", None) is not None
+    # A norm after pooling says that the mean was trained; the class token is then never normed.
+    if has_class_token and isinstance(getattr(model, "fc_norm", nn.Identity()), nn.Identity):
+        return "class_token"
+    return "mean"
+
+
+def _read(model: nn.Module, kind: ClsKind, pixels: Tensor) -> Features:
+    features = model.forward_features(pixels)  # type: ignore[operator]
+    patches = patch_tokens(model, features)
+    if kind == "none":
+        return None, patches
+    if kind == "class_token":
+        return features[:, 0], patches
+    cls = model.forward_head(features, pre_logits=kind != "projected")  # type: ignore[operator]
+    return cls, patches
+
+
+def _from_authors_names(model: nn.Module, state: StateDict) -> StateDict:
+    """Tensors as a model's authors name them, by timm's own converter for its class."""
+    module = sys.modules[type(model).__module__]
+    rename = getattr(module, "checkpoint_filter_fn", None)
+    # For RADIO's fixed-size models timm sets the converter's options where we cannot see them.
+    is_radio = "radio" in str(_config(model).get("architecture"))
+    if rename is None or (is_radio and type(model).__name__ == "VisionTransformer"):
+        return state
+    with contextlib.redirect_stdout(None):  # it prints what it skips
+        renamed: StateDict = rename(dict(state), model)
+    for name, value in state.items():
+        block = name.removesuffix("qkv.bias")
+        if block != name and value.any() and not {name, f"{block}q_bias"} & renamed.keys():
+            raise TeacherError(f"{name} is not zero, and the model has none; use its _qkvb variant")
+    return renamed

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import zarr
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from safetensors.torch import load_file
 
 if torch.version.cuda is None:  # torchvision beside a CPU torch: two operators it only names
@@ -32,6 +32,7 @@ Record = dict[str, Any]
 FINGERPRINTED = (
     *("library", "model", "arguments_json", "tensors_sha256", "pixel_recipe", "pixel_mean"),
     *("pixel_std", "precision", "patch_pixels", "patch_width", "cls_width", "cls_kind"),
+    "pixels_by_grid",
 )
 
 
@@ -43,8 +44,16 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.constants = self.sealed("cache.json")
-        assert self.constants["format_version"] == 1
+        assert self.constants["format_version"] == 2
         self.plan, self.generations = self._plan()
+        self.superseded = {
+            row
+            for commit in self.generations
+            if commit["superseded"] is not None
+            for row in pq.read_table(pa.BufferReader(self.object(commit["superseded"])))[
+                "row"
+            ].to_pylist()
+        }
         self.snapshot, self.shards = self._snapshot()
 
     def sealed(self, key: str) -> Record:
@@ -69,9 +78,8 @@ class Cache:
             assert commit["first_row"] == len(rows)
             for part in commit["parts"]:
                 rows += pq.read_table(pa.BufferReader(self.object(part))).to_pylist()
-            assert (
-                len(rows) == commit["first_row"] + commit["images"] * commit["views"]["per_image"]
-            )
+            views = commit["views"]["per_image"] - commit["first_view"]
+            assert len(rows) == commit["first_row"] + commit["images"] * views
             self._check_order(commit, rows[commit["first_row"] :])
             generations.append(commit)
         return rows, generations
@@ -88,7 +96,8 @@ class Cache:
         expected: list[tuple[str, int]] = []
         for first in range(0, len(keys), commit["span_images"]):
             span = keys[first : first + commit["span_images"]]
-            expected += [(k, view) for view in range(commit["views"]["per_image"]) for k in span]
+            views = range(commit["first_view"], commit["views"]["per_image"])
+            expected += [(key, view) for view in views for key in span]
         assert [(row["key"], row["view"]) for row in rows] == expected
 
     def _snapshot(self) -> tuple[Record, list[Record]]:
@@ -114,11 +123,19 @@ class Cache:
         for kind in ("tokens", "cls"):
             mean = np.array(measured[kind]["mean"])
             std = np.sqrt(measured[kind]["variance"])
+            self._check_covariance(measured, kind)
             constant = std <= 1e-6 * np.sqrt(np.mean(mean**2 + std**2))
             np.testing.assert_array_equal(np.float32(codec[kind]["mean"]), np.float32(mean))
             expected = np.float32(np.where(constant, 1, std))
             np.testing.assert_array_equal(np.float32(codec[kind]["std"]), expected)
         return teacher, codec
+
+    def _check_covariance(self, measured: Record, kind: str) -> None:
+        data = self.object(measured[f"{kind}_covariance"])
+        matrix = np.array(pq.read_table(pa.BufferReader(data))["covariance"].to_pylist())
+        assert (matrix == matrix.T).all()
+        assert np.diagonal(matrix).tolist() == measured[kind]["variance"]
+        assert np.linalg.eigvalsh(matrix).min() > -1e-6 * np.trace(matrix)
 
     def check_shard(self, line: Record) -> list[Record]:
         """Every sum that a commit names; returns the CLS table's lines."""
@@ -176,7 +193,34 @@ def square(data: bytes, row: Record, views: Record, side: int) -> np.ndarray:
         mirrored = views["flip"] and row["draw_flip"] < 0.5
     crop = picture.crop((left, top, left + w, top + h))
     crop = crop.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(ImageOps.mirror(crop) if mirrored else crop)
+    crop = ImageOps.mirror(crop) if mirrored else crop
+    return np.asarray(crop if row["draw_jitter"] is None else coloured(crop, row, views, side))
+
+
+def coloured(picture: Image.Image, row: Record, views: Record, side: int) -> Image.Image:
+    """A view's colours."""
+    strength = views["photometric"]["color_jitter"]
+
+    def factor(share: float, name: str) -> float:
+        return 1 + share * (2 * row[f"draw_{name}"] - 1)
+
+    if row["draw_jitter"] < 0.8:
+        picture = ImageEnhance.Brightness(picture).enhance(factor(strength, "brightness"))
+        picture = ImageEnhance.Contrast(picture).enhance(factor(strength, "contrast"))
+        picture = ImageEnhance.Color(picture).enhance(factor(strength / 2, "saturation"))
+        steps = round(255 * (strength / 4) * (2 * row["draw_hue"] - 1))
+        if steps:
+            hue, *others = picture.convert("HSV").split()
+            turned = (np.asarray(hue).astype(int) + steps) % 256
+            bands = [Image.fromarray(turned.astype(np.uint8)), *others]
+            picture = Image.merge("HSV", bands).convert("RGB")
+    if row["draw_blur"] < views["photometric"]["blur"]:
+        radius = (0.1 + 1.9 * row["draw_blur_radius"]) * side / 224
+        picture = picture.filter(ImageFilter.GaussianBlur(radius))
+    if row["draw_solarize"] < views["photometric"]["solarize"]:
+        values = np.asarray(picture)
+        picture = Image.fromarray(np.where(values >= 128, 255 - values, values))
+    return picture
 
 
 def load_model(teacher: Record) -> torch.nn.Module:
@@ -205,6 +249,23 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / math.sqrt((a @ a) * (b @ b)))
 
 
+def check_probe(cache: Cache, path: str, teacher: Record, model: Any) -> None:
+    """What the teacher says of the two synthetic pictures."""
+    _, fp12, folder, _ = path.split("/")
+    grid = int(folder[1:])
+    side = grid * teacher["patch_pixels"]
+    kept = cache.sealed(f"features/{fp12}/{folder}/probe.json")["pictures"]
+    y, x = np.mgrid[:side, :side]
+    noise = hashlib.shake_256(b"teachonce probe").digest(side * side * 3)
+    slow = (255 * x // side, 255 * y**2 // side**2, 255 * (x + 2 * y) // (3 * side))
+    pictures = [np.frombuffer(noise, np.uint8).reshape(side, side, 3), np.stack(slow, axis=-1)]
+    places = [i * (grid - 1) // 3 * grid + c * (grid - 1) // 3 for i, c in enumerate((1, 3, 0, 2))]
+    for told, picture in zip(kept, pictures, strict=True):
+        cls, tokens = features(model, teacher, picture.astype(np.uint8))
+        assert cosine(np.array(told["cls"]), cls) > 0.9999
+        assert cosine(np.array(told["tokens"]).ravel(), tokens[places].ravel()) > 0.9999
+
+
 def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
     """Recompute some good rows of a set: unusual pictures first, then a spread of the others."""
     teacher, codec = cache.check_set(path)
@@ -220,7 +281,12 @@ def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
     for generation, row in told:
         stored = arrays[generation][row["row"] - cache.generations[generation]["first_row"]]
         assert np.isnan(stored).all() == np.isnan(stored).any() == (row["status"] == "bad")
-    good = [(generation, row) for generation, row in told if row["status"] == "ok"]
+    good = [
+        (generation, row)
+        for generation, row in told
+        if row["status"] == "ok" and row["row"] not in cache.superseded
+    ]
+    check_probe(cache, path, teacher, model)
     good.sort(key=lambda item: (item[1]["key"][0].isdigit(), item[1]["image_sha256"]))
     found = []
     for generation, row in good[:wanted]:
@@ -255,7 +321,8 @@ def main(root: Path, wanted: int) -> None:
     result = {path: check_rows(cache, path, wanted) for path in paths}
     ours = {"schemas", "infra", "pipeline", "trainer", "teachonce", "tests"}
     assert not ours & {name.partition(".")[0] for name in sys.modules}
-    print(json.dumps({"rows": len(cache.plan), "sets": result}))
+    live = len(cache.plan) - len(cache.superseded)
+    print(json.dumps({"rows": live, "superseded": len(cache.superseded), "sets": result}))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from tests.fault.fault_store import Died, Fault, FaultStore
 IMAGES, VIEWS = 39, 2
 GOOD = (IMAGES - 1) * VIEWS
 SHARDS = 3
-WRITES = 9 + 3 * SHARDS
+WRITES = 12 + 3 * SHARDS
 """Constants, plan (2), calibration, teacher, codec, array, snapshot (2); and each shard's."""
 
 

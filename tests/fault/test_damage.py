@@ -20,10 +20,13 @@ from trainer import CacheStream
 Rows = dict[int, tuple[bytes, ...]]
 PREFIXES = {
     "cache": "cache.json",
-    "plan part": "plan/*.parquet",
+    "plan part": "plan/*/00000.*.parquet",
+    "superseded": "plan/*/superseded.*.parquet",
     "plan commit": "commits/plan/*.json",
     "teacher": "teachers/*/teacher.json",
     "calibration": "features/*/calibration.json",
+    "covariance": "features/*/covariance.*.parquet",
+    "probe": "features/*/probe.json",
     "codec": "features/*/codec.json",
     "array": "features/*/zarr.json",
     "tokens": "features/*/tokens/c/*",
@@ -32,7 +35,7 @@ PREFIXES = {
     "snapshot table": "snapshots/*.parquet",
     "snapshot commit": "commits/snapshots/*.json",
 }
-NOT_READ_BY_TRAINING = {"calibration", "codec", "commit"}
+NOT_READ_BY_TRAINING = {"calibration", "covariance", "probe", "codec", "commit"}
 """What a snapshot's table says, or what only decoding to raw features needs."""
 
 
@@ -64,6 +67,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     config = config_of(folder / "cache", source, views={"per_image": 2}, **changes)
     extract_here(config)
     pictures(source, 34, first=100)
+    (source / "0005.jpg").write_bytes((source / "0006.jpg").read_bytes())
     assert extract_here(config).result["snapshot"] == 2
     store = LocalStore(folder / "cache")
     return {key: store.get(key) for key in store.keys("")}

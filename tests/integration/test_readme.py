@@ -12,6 +12,8 @@ from infra.cli import COMMANDS
 from infra.command import load
 from schemas.strict import fields, parse
 from tests.builders import ROOT
+from tests.caches import pictures, settings
+from tests.processes import by_module, config_file, run
 
 README = (ROOT / "README.md").read_text()
 
@@ -26,7 +28,7 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert block
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in block[1].splitlines():
-        run = subprocess.run(
+        done = subprocess.run(
             line.removeprefix("$ "),
             shell=True,
             cwd=folder,
@@ -35,17 +37,44 @@ def toured(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text=True,
             check=False,
         )
-        assert run.returncode == 0, f"{line}\n{run.stdout}\n{run.stderr}"
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return folder
 
 
-def test_tour__python_block_runs(toured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = re.search(r"```python\n(.*?)```", README, re.S)
+def python_block(heading: str) -> str:
+    block = re.search(r"```python\n(.*?)```", README.split(f"### {heading}")[1], re.S)
     assert block
+    return block[1]
+
+
+def test_tour__python_block_runs(toured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toured)
     names: dict[str, object] = {}
-    exec(block[1], names)
+    exec(python_block("With a loop of your own"), names)
     assert names["again"].state_dict() == names["batch"].state  # type: ignore[attr-defined]
+
+
+def test_teachers__a_function_of_your_own_is_extracted(tmp_path: Path) -> None:
+    network = """
+import torch
+
+class MyNetwork(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, width, 16, 16)
+
+    def forward(self, pixels):
+        tokens = self.patches(pixels).flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens
+
+"""
+    (tmp_path / "my_encoders.py").write_text(network + python_block("Teachers"))
+    mine = {"library": "python", "model": "my_encoders:build", "weights": "random:3"}
+    source = pictures(tmp_path / "pictures", 5)
+    values = settings(tmp_path / "cache", source, teachers={"mine": mine})
+    config = config_file(tmp_path / "e.yaml", values)
+    told = run(by_module("extract"), "--config", config, folder=tmp_path)
+    assert (told.status, told.result["ok"]) == (0, 5), told.stderr
 
 
 def test_first_screen__its_two_commands_are_there() -> None:

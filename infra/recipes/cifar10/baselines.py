@@ -52,7 +52,9 @@ def untrained(config: TrainConfig, data: Path) -> tuple[Labelled, Labelled]:
         features = []
         with Terminal(to_stderr=True).progress(f"untrained {part}", len(labels), "rows") as meter:
             for batch in torch.split(squares, BATCH_SIZE):
-                features.append(encoder(normalise(batch, encoder))[0])
+                cls, _ = encoder(normalise(batch, encoder))
+                assert cls is not None
+                features.append(cls)
                 meter.advance(len(batch))
         parts.append((torch.cat(features), labels))
     return parts[0], parts[1]

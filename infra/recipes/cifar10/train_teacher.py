@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from infra.command import read_config
 from infra.devices import autocast
-from infra.models.timm_encoder import Encoder, build_timm
+from infra.models.encoder import Encoder
+from infra.models.timm_encoder import build_timm
 from infra.models.weights import load_weights
 from infra.pixels.decode import silence_pillow
 from infra.recipes.cifar10.labelled_tensors import load
@@ -52,6 +53,8 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
+        if encoder.cls_width is None:
+            raise SystemExit("a classifier needs a teacher with a global vector")
         self.encoder = encoder
         self.backbone = encoder.model.requires_grad_(True)
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -3,13 +3,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codec import codec_folder, codec_record
-from schemas.records import Calibration, CodecRecord, Moments
+from schemas.records import Calibration, CodecRecord, Moments, ObjectRecord
 from schemas.sealed import seal, unseal
 
 
 def calibration(mean: list[float], variance: list[float], images: int = 512) -> Calibration:
     moments = Moments(count=1000, mean=mean, variance=variance)
-    return Calibration(images=images, rows=images, tokens=moments, cls=moments)
+    return Calibration(
+        images=images,
+        rows=images,
+        tokens=moments,
+        cls=moments,
+        tokens_covariance=ObjectRecord(key="tokens", size=0, sha256=""),
+        cls_covariance=ObjectRecord(key="cls", size=0, sha256=""),
+    )
 
 
 def test_codec_record__constant_channel_is_divided_by_one() -> None:

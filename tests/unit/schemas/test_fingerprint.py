@@ -17,6 +17,8 @@ RECORD = TeacherRecord(
     patch_width=192,
     cls_width=192,
     cls_kind="class_token",
+    pixels_by_grid=((16, 250),),
+    native_pixels=224,
     weights="random:0",
     versions={"torch": "1"},
 )
@@ -33,8 +35,14 @@ CHANGES: dict[str, object] = {
     "patch_width": 384,
     "cls_width": None,
     "cls_kind": "mean",
+    "pixels_by_grid": ((16, 250), (24, 380)),
 }
-NOT_VALUES = {"weights": "w.safetensors", "versions": {"device": "cuda"}, "fingerprint": "f"}
+NOT_VALUES: dict[str, object] = {
+    "weights": "w.safetensors",
+    "versions": {"device": "cuda"},
+    "fingerprint": "f",
+    "native_pixels": 448,
+}
 
 
 def of(record: TeacherRecord) -> str:
@@ -56,7 +64,7 @@ def test_fingerprint__every_field_of_the_record_is_one_or_the_other() -> None:
 
 
 def test_fingerprint__golden() -> None:
-    assert of(RECORD) == "7d3668e2fa6e1141fd4976ea44edd5dd95b5fec169a529ff334248625c9d74ff"
+    assert of(RECORD) == "4ec6db05df1d5dd3267efcf7bd59a0b4ed98b3c29d558fc0d118bc25a8ee9fdb"
 
 
 def test_fingerprint__is_the_same_after_storing() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from infra.models.folder import open_model
 from infra.models.timm_encoder import Encoder
 from schemas.errors import ResumeError
 from schemas.strict import parse
@@ -11,7 +12,7 @@ from schemas.train_config import TrainConfig
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, RunState
 from trainer.heads import Heads, Widths
-from trainer.students import build_student, describe, open_model
+from trainer.students import build_student, describe
 
 pytestmark = pytest.mark.unit
 

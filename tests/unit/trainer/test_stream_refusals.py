@@ -43,14 +43,14 @@ def test_iter__other_pixels_are_refused_where_a_teacher_saw_that_size(
     cached: Cached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from another decoder: one value of one pixel is one more."""
-    render = trainer.stream.render
+    see = trainer.stream.see
 
     def other(*arguments: Any) -> Any:
-        square = render(*arguments).copy()
+        square = see(*arguments).copy()
         square[0, 0, 0] ^= 1
         return square
 
-    monkeypatch.setattr(trainer.stream, "render", other)
+    monkeypatch.setattr(trainer.stream, "see", other)
     with pytest.raises(CacheError, match=r"image \d+\.jpg: decodes to other pixels here"):
         next(iter(stream_of(cached)))
     assert len(next(iter(stream_of(cached, pixels=40))).rows) == 64

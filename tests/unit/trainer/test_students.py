@@ -3,15 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.models.timm_encoder import Encoder
+from infra.models.encoder import Encoder
+from infra.models.folder import ModelRecord, open_model
 from schemas.errors import ConfigError, DamageError, TeacherError
 from trainer.students import (
     EUPE,
-    ModelRecord,
     build_student,
     describe,
     normalise,
-    open_model,
     save_model,
     side_pixels,
     timm_name,
@@ -50,6 +49,7 @@ def test_build__eupe_vit_t_is_the_papers() -> None:
     assert 5.4e6 < sum(parameter.numel() for parameter in parameters) < 5.6e6
     assert all(parameter.requires_grad for parameter in parameters)
     cls, tokens = encoder(torch.randn(2, 3, 64, 64))
+    assert cls is not None
     assert cls.shape == (2, 192)
     assert tokens.shape == (2, 16, 192)
 
@@ -66,6 +66,11 @@ def test_build__weights_depend_on_the_seed_alone() -> None:
 def test_build__unknown_model_of_timm_is_named() -> None:
     with pytest.raises(TeacherError, match="no_such_net"):
         build_student("timm:no_such_net", 0)
+
+
+def test_build__student_without_a_global_vector_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match="has no global vector"):
+        build_student("timm:vit_pe_spatial_tiny_patch16_512.fb", 0)
 
 
 def test_side__is_16_pixels_a_token_whatever_the_stride() -> None:
@@ -99,6 +104,8 @@ def test_model_folder__opens_as_it_was_saved(tmp_path: Path, model: str) -> None
     assert not opened.model.training
     picture = torch.randn(1, 3, 64, 64)
     for mine, theirs in zip(encoder_in_eval(encoder)(picture), opened(picture)):
+        assert mine is not None
+        assert theirs is not None
         assert torch.equal(mine, theirs)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "model.json",
@@ -120,7 +127,7 @@ def test_model_folder__refuses_weights_of_another_record(tmp_path: Path) -> None
 
 
 def test_model_folder__says_what_to_give_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="finished run, one of its checkpoints, or timm:NAME"):
+    with pytest.raises(ConfigError, match="finished run or one of its checkpoints"):
         open_model(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(DamageError, match="damaged"):

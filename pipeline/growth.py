@@ -1,0 +1,72 @@
+"""What the plan lacks: new pictures, changed ones, ones to be tried again, and further views."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infra.catalog import Catalog
+from infra.sources import Source
+from infra.terminal import Terminal
+from pipeline.changes import changed_places, places_to_retry
+from pipeline.listing import Listing, Standing
+from schemas.extract_config import ExtractConfig
+from schemas.spans import Whole
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A generation to be: these pictures, from this view on."""
+
+    places: Whole
+    """In the listing, ascending."""
+    first_view: int
+    superseded: Whole
+    """Plan rows that it replaces, ascending."""
+    why: str
+
+    def rows(self, config: ExtractConfig) -> int:
+        return len(self.places) * (config.views.per_image - self.first_view)
+
+
+def growths(
+    catalog: Catalog,
+    standing: Sequence[Standing],
+    listing: Listing,
+    config: ExtractConfig,
+    source: Source,
+    terminal: Terminal,
+) -> list[Growth]:
+    """The generations that the plan lacks, in the order in which they are appended.
+
+    Raises:
+        SourceError: as `changed_places`.
+    """
+    changed = changed_places(catalog, standing, listing, source, terminal)
+    retried = places_to_retry(catalog, standing) - changed if config.retry_bad else set()
+    anew = np.zeros(len(listing.keys), bool)
+    anew[sorted(changed | retried)] = True
+    planned_views = np.zeros(len(listing.keys), np.int64)
+    superseded = [np.empty(0, np.int64)]
+    for generation in standing:
+        here = generation.images_asked
+        planned_views[generation.places[here]] = generation.plan.views.per_image
+        replaced = np.flatnonzero(here & anew[generation.places])
+        superseded.append(generation.live_rows(replaced))
+    planned_views[anew] = 0
+    asked = np.arange(listing.asked)
+    found = []
+    for first_view in np.unique(planned_views[asked]).tolist():
+        if first_view >= config.views.per_image:
+            continue
+        places = asked[planned_views[asked] == first_view]
+        if first_view:
+            why = f"views {first_view} to {config.views.per_image - 1} of {len(places):,} images"
+            found.append(Growth(places, first_view, np.empty(0, np.int64), why))
+        else:
+            fresh = len(places) - len(changed) - len(retried)
+            counts = {"new": fresh, "changed": len(changed), "tried again": len(retried)}
+            why = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+            rows = np.sort(np.concatenate(superseded))
+            found.append(Growth(places, 0, rows, f"images: {why}"))
+    return found
