@@ -154,11 +154,12 @@ def _open_source(plan: PlanCommit) -> Source:
 
 
 def _load_again(name: str, record: TeacherRecord, device: str) -> LoadedTeacher:
+    is_folder = record.library == "teachonce"  # which says by itself what it is
     teacher = Teacher(
         library=record.library,
-        model=record.model,
+        model="" if is_folder else record.model,
         weights=record.weights,
-        arguments=json.loads(record.arguments_json),
+        arguments={} if is_folder else json.loads(record.arguments_json),
         pixels=dict(record.pixels_by_grid),
         precision=record.precision,
     )

@@ -110,8 +110,9 @@ def extract_here(config: ExtractConfig) -> Outcome:
     return extract(config, Quiet(), local_pool)
 
 
-def verify_here(cache: str | Path) -> Outcome:
-    return verify.run(VerifyOptions(cache=str(cache)), Quiet())
+def verify_here(cache: str | Path, against_teacher: int | None = None) -> Outcome:
+    options = VerifyOptions(cache=str(cache), against_teacher=against_teacher)
+    return verify.run(options, Quiet())
 
 
 def commits(store: ObjectStore) -> dict[str, ShardCommit]:
