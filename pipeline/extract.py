@@ -14,36 +14,29 @@ if __name__ == "__main__":  # run by path: the packages stand beside this folder
     sys.exit(main(["extract", *sys.argv[1:]]))
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from infra.catalog import Snapshot
 from infra.command import Outcome
 from infra.devices import pick_device
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
-from infra.terminal import Terminal, human_bytes
+from infra.terminal import Terminal
 from pipeline import sets as feature_sets
-from pipeline.bad_rows import bad_rows
 from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
 from pipeline.difference import difference, tell
-from pipeline.job import FeatureSet, Job, ShardTask, SpanReport, SpanTask, TeacherTask
+from pipeline.job import Job, ShardTask, SpanTask, TeacherTask
 from pipeline.listing import Standing
 from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import publish
+from pipeline.summary import Work, bad_rows_asked, name_bad, result, summarise
 from pipeline.teachers import load_teacher
 from schemas.errors import ConfigError
 from schemas.extract_config import ExtractConfig
-from schemas.records import PlanCommit
 from schemas.spans import span_count, span_of
 
 PoolMaker = Callable[[Job, int], AbstractContextManager[Pool]]
-BAD_SHOWN = 10
 
 
 def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
@@ -68,7 +61,7 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     standing = grow_plan(catalog, config, source, terminal)
     if not standing:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
-        return Outcome(_result(Work(), None, 0, 0, start))
+        return Outcome(result(Work(), None, 0, 0, start))
     tell(terminal, difference(catalog, config, teachers, standing))
     work = _Extraction(config, terminal, store, source, teachers, standing).run(pool_maker)
     snapshot = publish(
@@ -78,11 +71,11 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
         [commit for report in work.reports for commit in report.commits],
     )
     rows = sum(generation.rows_asked for generation in standing)
-    bad = _bad_rows_asked(store, work.sets, snapshot, standing)
-    result = _result(work, snapshot, rows, len(bad), start)
-    status = _name_bad(config, terminal, rows, bad)
-    _summarise(config, terminal, work, result)
-    return Outcome(result, status)
+    bad = bad_rows_asked(store, work.sets, snapshot, standing)
+    told = result(work, snapshot, rows, len(bad), start)
+    status = name_bad(config, terminal, rows, bad)
+    summarise(config, terminal, work, told)
+    return Outcome(told, status)
 
 
 def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[TeacherTask, ...]:
@@ -113,17 +106,6 @@ def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[Teache
                 "model with the same weights; name it once"
             )
     return tuple(tasks)
-
-
-@dataclass
-class Work:
-    """What an extraction did, and what stands now."""
-
-    sets: tuple[FeatureSet, ...] = ()
-    committed: list[tuple[FeatureSet, PlanCommit, set[int]]] = field(default_factory=list)
-    reports: list[SpanReport] = field(default_factory=list)
-    compute_seconds: float = 0.0
-    """Wall seconds from the first span to the last, without start-up and calibration."""
 
 
 class _Extraction:
@@ -224,93 +206,3 @@ class _Extraction:
                 work.reports.append(report)
                 meter.advance(sum(shard.rows for shard in task.shards))
         work.compute_seconds = time.perf_counter() - start
-
-
-def _result(
-    work: Work, snapshot: Snapshot | None, rows: int, bad: int, start: float
-) -> dict[str, object]:
-    found = sum(len(shards) for _, _, shards in work.committed)
-    return {
-        "rows": rows,
-        "ok": rows - bad,
-        "bad": bad,
-        "shards": found + sum(len(report.commits) for report in work.reports),
-        "shards_written": sum(report.written for report in work.reports),
-        "shards_reused": found + sum(report.reused for report in work.reports),
-        "teacher_forwards": sum(report.forwards for report in work.reports),
-        "bytes_written": sum(report.bytes_written for report in work.reports),
-        "seconds": round(time.perf_counter() - start, 3),
-        "compute_seconds": round(work.compute_seconds, 3),
-        "decodes": sum(report.decodes for report in work.reports),
-        "decode_seconds": round(sum(report.decode_seconds for report in work.reports), 3),
-        "wait_seconds": round(sum(report.wait_seconds for report in work.reports), 3),
-        "forward_seconds": round(sum(sum(r.forward_seconds.values()) for r in work.reports), 3),
-        "encode_seconds": round(sum(report.encode_seconds for report in work.reports), 3),
-        "snapshot": None if snapshot is None else snapshot.commit.number,
-    }
-
-
-def _bad_rows_asked(
-    store: ObjectStore,
-    sets: Sequence[FeatureSet],
-    snapshot: Snapshot,
-    standing: Sequence[Standing],
-) -> dict[int, str]:
-    """Of the rows that are asked for, those that are bad in any of the sets, and why."""
-    bad = bad_rows(store, snapshot, {str(feature_set.path) for feature_set in sets})
-    rows = np.array(sorted(bad), np.int64)
-    asked: dict[int, str] = {}
-    for generation in standing:
-        plan = generation.plan
-        mine = rows[(rows >= plan.first_row) & (rows < plan.first_row + plan.rows)]
-        for row in mine[generation.asks(mine - plan.first_row)].tolist():
-            asked[row] = bad[row]
-    return asked
-
-
-def _name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[int, str]) -> int:
-    """Say which rows are bad and why; returns the exit status."""
-    texts = sorted(set(bad.values()))
-    for text in texts[:BAD_SHOWN]:
-        terminal.warn(text)
-    if len(texts) > BAD_SHOWN:
-        terminal.warn(f"and {len(texts) - BAD_SHOWN} more; the CLS tables say why of each row")
-    if len(bad) <= config.tolerate_bad_images * rows:
-        return 0
-    terminal.warn(
-        f"{len(bad):,} of {rows:,} rows are bad, more than tolerate_bad_images "
-        f"({config.tolerate_bad_images:g}) allows; the good ones stand"
-    )
-    return 1
-
-
-def _summarise(
-    config: ExtractConfig, terminal: Terminal, work: Work, result: dict[str, object]
-) -> None:
-    if work.reports:
-        _tell_times(terminal, work)
-    terminal.say(
-        f"cache        {config.cache}: snapshot {result['snapshot']}, {result['ok']:,} rows ok, "
-        f"{result['bad']:,} bad; wrote {result['shards_written']:,} shards, "
-        f"{human_bytes(sum(report.bytes_written for report in work.reports))} in "
-        f"{result['seconds']} s"
-    )
-
-
-def _tell_times(terminal: Terminal, work: Work) -> None:
-    """Where the workers' time went."""
-    forwards: dict[str, float] = defaultdict(float)
-    for report in work.reports:
-        for label, seconds in report.forward_seconds.items():
-            forwards[label] += seconds
-    for label, seconds in forwards.items():
-        terminal.say(f"forward      {label}: {seconds:,.1f} s")
-    encode = sum(report.encode_seconds for report in work.reports)
-    wait = sum(report.wait_seconds for report in work.reports)
-    decode = sum(report.decode_seconds for report in work.reports)
-    decodes = sum(report.decodes for report in work.reports)
-    terminal.say(
-        f"time         forward {sum(forwards.values()):,.1f} s, encode {encode:,.1f} s, waited for "
-        f"pictures {wait:,.1f} s; beside it {decodes:,} pictures decoded once each in "
-        f"{decode:,.1f} thread-seconds"
-    )
