@@ -140,6 +140,16 @@ class Catalog:
             )
 
 
+def is_superseded(
+    superseded: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which plan rows are among the superseded ones, which ascend."""
+    if len(superseded) == 0:
+        return np.zeros(len(rows), bool)
+    places = np.minimum(np.searchsorted(superseded, rows), len(superseded) - 1)
+    return np.equal(superseded[places], rows)
+
+
 def get_checked(store: ObjectStore, record: ObjectRecord) -> bytes:
     """A whole object, if it is the one its commit names.
 

@@ -24,6 +24,8 @@ from infra.terminal import Terminal
 from schemas.errors import ConfigError, TeachonceError
 from schemas.strict import fields, parse
 
+_YES_OR_NO = ("true", "false", "yes", "no", "on", "off")
+
 
 @dataclass(frozen=True)
 class Command:
@@ -103,7 +105,7 @@ def read_config(model: type[BaseModel], positional: Sequence[str], words: Sequen
         name, equals, value = word[2:].partition("=")
         if not equals:
             if _is_switch(model, name.split(".")):
-                value = left.pop(0) if left and left[0] in ("true", "false") else "true"
+                value = left.pop(0) if left and left[0].lower() in _YES_OR_NO else "true"
             elif left:
                 value = left.pop(0)
             else:

@@ -11,7 +11,7 @@ from pipeline.listing import Standing
 from pipeline.moments import MomentsMeter, covariance_parquet
 from pipeline.sets import create
 from schemas import layout
-from schemas.errors import NotFound
+from schemas.errors import ConfigError, NotFound
 from schemas.names import BLOCK_ROWS
 from schemas.records import Calibration, ObjectRecord
 from schemas.sealed import digest, seal
@@ -33,7 +33,7 @@ def calibration_tasks(
 ) -> list[CalibrationTask]:
     """The first `images` images that count, in the plan's order, cut into stretches so that the
     sums never depend on the workers."""
-    tasks = []
+    tasks: list[CalibrationTask] = []
     left = images
     for generation in standing:
         if generation.plan.first_view:
@@ -43,7 +43,9 @@ def calibration_tasks(
             for first in range(0, span.images, BLOCK_ROWS):
                 start = span.first_image + first
                 present = generation.present[start : start + min(BLOCK_ROWS, span.images - first)]
-                if left and present.any():
+                if not left:
+                    return tasks
+                if present.any():
                     count = int((np.cumsum(present) <= left).sum())
                     left -= int(present[:count].sum())
                     place = (generation.plan.generation, number, first, count)
@@ -84,11 +86,21 @@ class Calibrations:
                     cls.merge(part.cls)
 
     def store(self, store: ObjectStore, images: int) -> None:
-        """Write each pair's covariances, then, create-only, its calibration."""
+        """Write each pair's covariances, then, create-only, its calibration.
+
+        Raises:
+            ConfigError: there was nothing to measure.
+        """
         for (record, grid), rows, tokens, cls in zip(
             self._pairs, self._rows, self._tokens, self._cls
         ):
             place = (record.fingerprint12, grid)
+            if tokens.spread.count == 0:
+                raise ConfigError(
+                    f"calibrating {record.model} at grid {grid}: none of {images} pictures gives "
+                    "features to measure; look at the data set, and begin with pictures that can "
+                    "be read"
+                )
             calibration = Calibration(
                 images=images,
                 rows=rows,

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from infra.catalog import Catalog, Snapshot
+from infra.catalog import Catalog
 from infra.sources import Source
 from infra.terminal import Terminal
 from pipeline.bad_rows import bad_rows, cls_table, sets_named
+from pipeline.checks import Line
 from pipeline.listing import Listing, Standing
+from pipeline.publish import committed_places, lines_of, places, read_commit
 from schemas.errors import ImageError
 from schemas.spans import images_and_views, rows_of
 
@@ -35,18 +37,17 @@ def changed_places(
         SourceError: a suspect cannot be read for a reason that may pass.
     """
     suspects = _suspects(standing, len(listing.keys))
-    number = catalog.latest_snapshot()
-    if number is None or not suspects.any():
+    if not suspects.any():
         return set()
-    seen = _digests_seen(catalog, catalog.snapshot(number), standing, suspects)
+    seen = _digests_seen(catalog, _committed_lines(catalog), standing, suspects)
     changed: set[int] = set()
     with (
         ThreadPoolExecutor(READERS) as pool,
         terminal.progress("compare", len(seen), "pictures of another time stamp") as meter,
     ):
-        places = sorted(seen)
-        digests = pool.map(lambda place: _digest_now(source, listing.keys[place]), places)
-        for place, now in zip(places, digests):
+        suspected = sorted(seen)
+        digests = pool.map(lambda place: _digest_now(source, listing.keys[place]), suspected)
+        for place, now in zip(suspected, digests):
             meter.advance(1)
             if now is not None and seen[place] != {now}:
                 changed.add(place)
@@ -70,26 +71,43 @@ def places_to_retry(catalog: Catalog, standing: Sequence[Standing]) -> set[int]:
 
 
 def _suspects(standing: Sequence[Standing], count: int) -> npt.NDArray[np.bool_]:
-    """[count] pictures of the listing that differ from what was planned of them last."""
+    """[count] pictures of the listing that differ from what was planned of them, ever."""
     suspects = np.zeros(count, bool)
     for generation in standing:
-        here = generation.images_asked
-        suspects[generation.places[here]] = generation.other[here]
+        here = generation.present
+        suspects[generation.places[here]] |= generation.stamp_differs[here]
     return suspects
+
+
+def _committed_lines(catalog: Catalog) -> dict[int, list[Line]]:
+    """Lines as of a snapshot, by generation, of every committed shard: a job that died may have
+    left some that no snapshot has."""
+    number = catalog.latest_snapshot()
+    snapshot = None if number is None else catalog.snapshot(number)
+    known = set() if snapshot is None else set(places(snapshot.table))
+    left = [
+        read_commit(catalog.store, place)
+        for place in committed_places(catalog.store)
+        if place not in known
+    ]
+    lines = lines_of(left).to_pylist() + ([] if snapshot is None else snapshot.table.to_pylist())
+    by_generation: dict[int, list[Line]] = {}
+    for line in lines:
+        by_generation.setdefault(line["generation"], []).append(line)
+    return by_generation
 
 
 def _digests_seen(
     catalog: Catalog,
-    snapshot: Snapshot,
+    lines: dict[int, list[Line]],
     standing: Sequence[Standing],
     suspects: npt.NDArray[np.bool_],
 ) -> dict[int, set[bytes]]:
     """What the suspects' features were computed from: place -> sha256 of the encoded picture; an
     empty set where it could not be read. Those that nothing was computed from are left out."""
     seen: dict[int, set[bytes]] = {}
-    lines = snapshot.table.to_pylist()
     for generation in standing:
-        images = np.flatnonzero(generation.images_asked)
+        images = np.flatnonzero(generation.present)
         images = images[suspects[generation.places[images]]]
         by_row = {
             int(row): int(place)
@@ -97,11 +115,11 @@ def _digests_seen(
             for row in rows
         }
         rows_here = np.sort(np.fromiter(by_row, np.int64, len(by_row)))
-        for line in lines:
+        for line in lines.get(generation.plan.generation, ()):
             begin, end = np.searchsorted(
                 rows_here, [line["first_row"], line["first_row"] + line["rows"]]
             )
-            if line["generation"] != generation.plan.generation or begin == end:
+            if begin == end:
                 continue
             digests = cls_table(catalog.store, line)["image_sha256"]
             for row in rows_here[begin:end].tolist():

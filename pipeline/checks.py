@@ -9,7 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import PlanReader, get_checked, is_record_of, read_teacher
+from infra.catalog import (
+    PlanReader,
+    get_checked,
+    is_record_of,
+    is_superseded,
+    read_teacher,
+)
 from infra.store import ObjectStore
 from pipeline.publish import read_commit
 from schemas import layout, shard, tables
@@ -55,7 +61,7 @@ class Findings:
         with self._lock:
             self.bad_rows.update(rows)
 
-    def forgive(self, rows: npt.NDArray[np.int64]) -> None:
+    def drop_superseded(self, rows: npt.NDArray[np.int64]) -> None:
         """Rows that stand anew in a later generation do not count as bad."""
         self.bad_rows.difference_update(rows.tolist())
 
@@ -65,14 +71,20 @@ class Findings:
 
 
 def check_span(
-    store: ObjectStore, plans: list[PlanReader], lines: list[Line], findings: Findings
+    store: ObjectStore,
+    plans: list[PlanReader],
+    lines: list[Line],
+    superseded: npt.NDArray[np.int64],
+    findings: Findings,
 ) -> None:
+    """Every shard of a span, and that all its sets are of the same pictures where rows count."""
     pictures: dict[str, bytes] = {}
     for line in lines:
         table = _check_shard(store, plans, line, findings)
         if table is None:
             continue
-        good = table.filter(pc.equal(table["status"], tables.OK))
+        counts = ~is_superseded(superseded, np.asarray(table["row"]))
+        good = table.filter(pc.and_(pc.equal(table["status"], tables.OK), pa.array(counts)))
         others = sum(
             pictures.setdefault(key, sha256) != sha256
             for key, sha256 in zip(good["key"].to_pylist(), good["image_sha256"].to_pylist())

@@ -62,10 +62,10 @@ def difference(
                 why = f"the teacher has changed: it was {known}"
             elif path is None:
                 why = "a new grid"
-            elif rows == planned and rows:
-                why = "a new codec"
+            elif rows == planned:
+                why = "nothing of it is there yet"
             else:
-                why = "new rows" if not rows else "not finished, or new rows"
+                why = "the rest is there"
             lacks.append(Lack(teacher.name, grid, rows + new_rows, why))
     return lacks
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
+
 from infra.command import Outcome
 from infra.devices import pick_device
 from infra.sources import Source, open_source
@@ -34,7 +36,7 @@ from pipeline.summary import Work, bad_rows_asked, name_bad, result, summarise
 from pipeline.teachers import load_teacher
 from schemas.errors import ConfigError
 from schemas.extract_config import ExtractConfig
-from schemas.spans import span_count, span_of
+from schemas.spans import Whole, span_count
 
 PoolMaker = Callable[[Job, int], AbstractContextManager[Pool]]
 
@@ -69,6 +71,7 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
         {task.name: task.record.fingerprint12 for task in teachers},
         work.committed,
         [commit for report in work.reports for commit in report.commits],
+        len(standing),
     )
     rows = sum(generation.rows_asked for generation in standing)
     bad = bad_rows_asked(store, work.sets, snapshot, standing)
@@ -138,6 +141,9 @@ class _Extraction:
         pairs = uncalibrated(self._store, self._teachers)
         if pairs:
             spans = sum(span_count(generation.plan) for generation in self._standing)
+            for generation in self._standing:
+                asked = np.flatnonzero(generation.images_asked)
+                self._refuse_lost_pictures(generation, asked // generation.plan.span_images)
             with pool_maker(self._job, spans) as pool:
                 self._calibrate(pool, pairs)
                 work, tasks = self._find_missing()
@@ -176,23 +182,22 @@ class _Extraction:
                 )
                 work.committed.append((feature_set, plan, found))
                 missing += feature_sets.shard_tasks(index, array, generation, found)
-            tasks += feature_sets.span_tasks(generation, missing)
-        self._refuse_lost_pictures(tasks)
+            in_spans = feature_sets.span_tasks(generation, missing)
+            spans = np.array([task.span for task in in_spans], np.int64)
+            self._refuse_lost_pictures(generation, spans)
+            tasks += in_spans
         return work, tasks
 
-    def _refuse_lost_pictures(self, tasks: Sequence[SpanTask]) -> None:
-        """Rows are bad for ever; a mount that has come off must not make any."""
-        images = lost = 0
-        for task in tasks:
-            generation = self._standing[task.generation]
-            first = span_of(generation.plan, task.span).first_image
-            images += span_of(generation.plan, task.span).images
-            lost += sum(not generation.is_there[first + image] for image, _ in task.excused)
-        if lost > self._config.tolerate_bad_images * images:
+    def _refuse_lost_pictures(self, generation: Standing, spans: Whole) -> None:
+        """Rows are bad for ever; a mount that has come off must not make any in these spans."""
+        span_of_image = np.arange(generation.plan.images) // generation.plan.span_images
+        counting = generation.live & np.isin(span_of_image, spans)
+        lost = int((counting & ~generation.is_there).sum())
+        if lost > self._config.tolerate_bad_images * counting.sum():
             raise ConfigError(
-                f"images {self._job.source}: {lost:,} of the {images:,} pictures that are still to "
-                "be computed are no longer there; bring them back, or raise tolerate_bad_images to "
-                "go on without them"
+                f"images {self._job.source}: {lost:,} of the {counting.sum():,} pictures that are "
+                "still to be computed are no longer there; bring them back, or raise "
+                "tolerate_bad_images to go on without them"
             )
 
     def _compute(self, pool: Pool, work: Work, tasks: list[SpanTask]) -> None:

@@ -49,12 +49,13 @@ def growths(
     planned_views = np.zeros(len(listing.keys), np.int64)
     superseded = [np.empty(0, np.int64)]
     for generation in standing:
-        here = generation.images_asked
+        here = generation.present
         planned_views[generation.places[here]] = generation.plan.views.per_image
         replaced = np.flatnonzero(here & anew[generation.places])
         superseded.append(generation.live_rows(replaced))
     planned_views[anew] = 0
-    asked = np.arange(listing.asked)
+    # A changed picture gets new rows even where it is not asked for: shards of others hold it too.
+    asked = np.flatnonzero((np.arange(len(listing.keys)) < listing.asked) | anew)
     found = []
     for first_view in np.unique(planned_views[asked]).tolist():
         if first_view >= config.views.per_image:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog, PlanReader, is_superseded
 from infra.sources import Source
 from pipeline.job import Excused
 from schemas.errors import ConfigError
@@ -64,24 +65,24 @@ class Standing:
     """[images] each image's place in the listing, or GONE."""
     live: npt.NDArray[np.bool_]
     """[images] False where a later generation replaces the image."""
-    other: npt.NDArray[np.bool_]
+    stamp_differs: npt.NDArray[np.bool_]
     """[images] True where size or time stamp differ from what was planned."""
     asked: int
     """As the listing's."""
     views: int
     """Views of each image that are asked for."""
 
-    @property
+    @cached_property
     def is_there(self) -> npt.NDArray[np.bool_]:
         """[images] True where the data set still has it."""
         return np.not_equal(self.places, GONE)
 
-    @property
+    @cached_property
     def present(self) -> npt.NDArray[np.bool_]:
         """[images] True where the image counts and is there."""
         return self.live & self.is_there
 
-    @property
+    @cached_property
     def images_asked(self) -> npt.NDArray[np.bool_]:
         """[images] True where it is also asked for."""
         return self.present & (self.places < self.asked)
@@ -98,13 +99,12 @@ class Standing:
 
     def excused(self, first_image: int, images: int) -> Excused:
         """(image after `first_image`, reason) of those of a stretch that are not to be read."""
-        found = []
-        for image in range(images):
-            if not self.live[first_image + image]:
-                found.append((image, "replaced: it stands anew in a later generation"))
-            elif not self.is_there[first_image + image]:
-                found.append((image, "is no longer in the data set"))
-        return tuple(found)
+        here = slice(first_image, first_image + images)
+        replaced = "replaced: it stands anew in a later generation"
+        return tuple(
+            (image, "is no longer in the data set" if self.live[here][image] else replaced)
+            for image in np.flatnonzero(~self.present[here]).tolist()
+        )
 
     def live_rows(self, images: Whole) -> Whole:
         """Plan rows of those of the images that count, in all the generation's views."""
@@ -130,17 +130,17 @@ def standings(
     for commit in generations:
         _refuse_other_views(catalog.store.url, commit, config.views)
         places = np.full(commit.images, GONE, np.int64)
-        other = np.zeros(commit.images, bool)
+        stamp_differs = np.zeros(commit.images, bool)
         for image, (place, line) in enumerate(_places(catalog, commit, listing, hashes)):
             places[image] = place
-            other[image] = place != GONE and (line["size"], line["etag"]) != (
+            stamp_differs[image] = place != GONE and (line["size"], line["etag"]) != (
                 listing.sizes[place],
                 listing.etags[place],
             )
         first_rows = commit.first_row + rows_of(commit, np.arange(commit.images))[:, 0]
-        live = ~np.isin(first_rows, superseded)
+        live = ~is_superseded(superseded, first_rows)
         per_image = config.views.per_image
-        found.append(Standing(commit, places, live, other, listing.asked, per_image))
+        found.append(Standing(commit, places, live, stamp_differs, listing.asked, per_image))
     if found and not any((standing.places != GONE).any() for standing in found):
         raise ConfigError(
             f"{catalog.store.url}: holds the pictures of {generations[0].source}; none of them is "

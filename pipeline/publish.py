@@ -1,7 +1,7 @@
 """Snapshots: the numbered sets of shards that a trainer pins."""
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -35,6 +35,7 @@ def publish(
     teachers: Mapping[str, str],
     committed: Iterable[tuple[FeatureSet, PlanCommit, Iterable[int]]],
     reported: Sequence[ShardCommit],
+    generations: int,
 ) -> Snapshot:
     """Add what is committed to the newest snapshot, as a new one unless nothing has changed.
 
@@ -42,6 +43,7 @@ def publish(
         teachers: the fingerprint (12 digits) that each teacher's name means from now on.
         committed: for each set and generation of this job the shards known to be committed.
         reported: commits that are at hand; others are read from the store.
+        generations: of the plan that this job knew: those of another job may have no rows yet.
     """
     at_hand = {(commit.set, commit.generation, commit.shard): commit for commit in reported}
     wanted = {
@@ -53,13 +55,15 @@ def publish(
         number = catalog.latest_snapshot()
         parent = None if number is None else catalog.snapshot(number)
         known = set() if parent is None else set(places(parent.table))
-        named = {**(parent.commit.teachers if parent else {}), **teachers}
+        before = parent.commit.teachers.items() if parent else ()
+        meant = set(teachers.values())  # a teacher that has another name now has only that
+        named = {name: fp12 for name, fp12 in before if fp12 not in meant} | dict(teachers)
         fresh = sorted(wanted - known)
         if parent is not None and not fresh and named == parent.commit.teachers:
             return parent
         commits = [at_hand.get(place) or read_commit(catalog.store, place) for place in fresh]
         try:
-            _write(catalog, parent, named, commits)
+            _write(catalog, parent, named, commits, generations)
         except AlreadyExists:
             continue  # another job published meanwhile: add to its snapshot
         return catalog.snapshot((number or 0) + 1)
@@ -69,6 +73,14 @@ def places(table: pa.Table) -> Iterable[Place]:
     """(set, generation, shard) of every line of a snapshot."""
     columns = (table[name].to_pylist() for name in ("set", "generation", "shard"))
     return zip(*columns)
+
+
+def committed_places(store: ObjectStore) -> Iterator[Place]:
+    """Every shard that a listing of the commits shows."""
+    for key in store.keys(layout.SHARD_COMMITS):
+        place = layout.place_of_commit(key)
+        if place is not None:
+            yield place
 
 
 def read_commit(store: ObjectStore, place: Place) -> ShardCommit:
@@ -82,16 +94,20 @@ def read_commit(store: ObjectStore, place: Place) -> ShardCommit:
 
 
 def _write(
-    catalog: Catalog, parent: Snapshot | None, teachers: dict[str, str], commits: list[ShardCommit]
+    catalog: Catalog,
+    parent: Snapshot | None,
+    teachers: dict[str, str],
+    commits: list[ShardCommit],
+    generations: int,
 ) -> None:
     number = 1 if parent is None else parent.commit.number + 1
-    data = tables.to_parquet(_table(commits))
+    data = tables.to_parquet(lines_of(commits))
     key = layout.snapshot(number, uuid.uuid4().hex[:12])
     catalog.store.create(key, data)
     record = SnapshotCommit(
         number=number,
         parent=None if parent is None else parent.commit.number,
-        generations=len(catalog.generations()),
+        generations=max(generations, 0 if parent is None else parent.commit.generations),
         shards=len(commits) + (0 if parent is None else parent.commit.shards),
         teachers=teachers,
         table=ObjectRecord(key=key, size=len(data), sha256=digest(data)),
@@ -99,7 +115,8 @@ def _write(
     catalog.store.create(layout.snapshot_commit(number), seal(record))
 
 
-def _table(commits: list[ShardCommit]) -> pa.Table:
+def lines_of(commits: list[ShardCommit]) -> pa.Table:
+    """The lines of a snapshot (tables.SNAPSHOT) that stand for commits."""
     columns: dict[str, list[object]] = {
         name: [getattr(commit, name) for commit in commits] for name in SHARED_COLUMNS
     }

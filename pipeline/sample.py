@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import PlanReader
+from infra.catalog import PlanReader, is_superseded
 from infra.pixels.views import Draws, draws_of_row
 from infra.store import ObjectStore
 from pipeline.bad_rows import cls_table
@@ -101,9 +101,8 @@ def _counted(
 def _counting(told: pa.Table, superseded: Whole) -> Whole:
     """Places in a CLS table of the rows that count."""
     rows = np.asarray(told["row"])
-    low, high = np.searchsorted(superseded, [rows[0], rows[-1] + 1])
     good = np.asarray(pc.equal(told["status"], tables.OK))
-    return np.asarray(np.flatnonzero(good & ~np.isin(rows, superseded[low:high])))
+    return np.flatnonzero(good & ~is_superseded(superseded, rows))
 
 
 def read_rows(

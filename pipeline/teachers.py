@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from infra.devices import autocast
+from infra.heap import keep_freed_memory
 from infra.models.encoder import Encoder
 from infra.models.folder import read_record
 from infra.models.libraries import build_encoder
@@ -60,6 +61,8 @@ def load_teacher(teacher: Teacher, precision: Precision, device: str) -> LoadedT
         TeacherError: the model or its weights cannot be had, or do not give a grid at its pixels.
         ConfigError, DamageError: what should be a model folder is none, or damaged.
     """
+    if device == "cpu":
+        keep_freed_memory()
     encoder = build_encoder(teacher)
     model, arguments = teacher.model, teacher.arguments
     if teacher.library == "teachonce":

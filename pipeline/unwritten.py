@@ -35,6 +35,10 @@ class Unwritten:
         yield from self._store.keys(prefix)
         yield from self._kept.keys(prefix)
 
+    def delete(self, key: str) -> None:
+        """Only what was created here: the store keeps its own."""
+        self._kept.delete(key)
+
     def _holder(self, key: str) -> ObjectStore:
         try:
             self._kept.size(key)

@@ -17,6 +17,7 @@ from schemas import layout
 from schemas.errors import DamageError
 from schemas.layout import SetPath
 from schemas.options import VerifyOptions
+from schemas.spans import Whole
 
 DAMAGE_SHOWN = 20
 REMEDY = "restore the object from a copy, or extract into a new folder"
@@ -30,14 +31,17 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
         catalog = Catalog(store)
         number = catalog.latest_snapshot()
         snapshot = None if number is None else catalog.snapshot(number)
-        generations = catalog.generations(snapshot.commit.generations if snapshot else 0)
+        counted = snapshot.commit.generations if snapshot else 0
+        every = catalog.generations(counted)
+        # What is planned and not in the snapshot yet replaces nothing in it.
+        generations = every[:counted] if snapshot else every
         superseded = catalog.superseded(generations)
     except DamageError as error:
         findings.damage(str(error.__dict__.get("key", options.cache)), str(error))
         return _outcome(findings, None, terminal)
     plans = [PlanReader(store, commit) for commit in generations]
-    for commit in generations:
-        for part in commit.parts:
+    for commit in every:
+        for part in (*commit.parts, *filter(None, [commit.superseded])):
             check_object(store, part, findings)
     planned = sum(plan.rows for plan in generations) - len(superseded)
     if snapshot is None:
@@ -56,8 +60,8 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
         compared = Recomputation(catalog, snapshot, plans, superseded, count).run(terminal)
     elif options.against_teacher is not None:
         terminal.warn("the teachers are not run before the damage named here is mended")
-    _walk(store, plans, lines, findings, terminal)
-    findings.forgive(superseded)
+    _walk(store, plans, lines, superseded, findings, terminal)
+    findings.drop_superseded(superseded)
     covered = coverage(snapshot, generations, superseded)
     return _outcome(findings, covered, terminal, compared)
 
@@ -66,6 +70,7 @@ def _walk(
     store: ObjectStore,
     plans: list[PlanReader],
     lines: list[Line],
+    superseded: Whole,
     findings: Findings,
     terminal: Terminal,
 ) -> None:
@@ -75,7 +80,9 @@ def _walk(
         terminal.progress("verify", sum(line["rows"] for line in lines), "rows") as meter,
     ):
         groups = _by_span(lines, plans)
-        checks = pool.map(lambda group: check_span(store, plans, group, findings), groups)
+        checks = pool.map(
+            lambda group: check_span(store, plans, group, superseded, findings), groups
+        )
         for group, _ in zip(groups, checks):
             meter.advance(sum(line["rows"] for line in group))
 

@@ -57,13 +57,10 @@ class Worker:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._sets: tuple[FeatureSet, ...] = ()
         self._teachers: dict[str, LoadedTeacher] = {}
+        self._guarded: set[tuple[str, int]] = set()
 
     def load(self) -> None:
-        """Load the teachers, and make sure that they say what they said when their sets began.
-
-        Raises:
-            TeacherError: one is another than the driver saw, or its features are others here.
-        """
+        """Load the teachers. Raises TeacherError where one is another than the driver saw."""
         device = self._job.device
         for task in self._job.teachers:
             loaded = load_teacher(task.teacher, task.precision, device)
@@ -73,8 +70,6 @@ class Worker:
                     f"driver {task.record.fingerprint12}; give all nodes the same weights and pins"
                 )
             self._teachers[task.name] = loaded
-            for grid in task.grids:
-                guard(self._store, loaded, grid)
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         """What `process` will write; known once the teachers are calibrated."""
@@ -83,7 +78,12 @@ class Worker:
     def calibrate(
         self, task: CalibrationTask, upcoming: CalibrationTask | None
     ) -> list[CalibrationPart]:
-        """Moments of each (teacher, grid) over a stretch of images, each in one view."""
+        """Moments of each (teacher, grid) over a stretch of images, each in one view.
+
+        Raises:
+            TeacherError: a teacher's features are others here than where its set began.
+        """
+        self._guard({(self._job.teachers[teacher].name, grid) for teacher, grid in task.pairs})
         views = self._plans[task.generation].commit.views
         if upcoming is not None:
             following = self._plans[upcoming.generation].commit.views
@@ -111,7 +111,13 @@ class Worker:
         ]
 
     def process(self, task: SpanTask, upcoming: SpanTask | None) -> SpanReport:
-        """Compute and commit what is missing of a span; begin to decode the next one."""
+        """Compute and commit what is missing of a span; begin to decode the next one.
+
+        Raises:
+            TeacherError: as `calibrate`. SourceError: the data set is not there any more.
+        """
+        sets = [self._sets[shard.feature_set] for shard in task.shards]
+        self._guard({(feature_set.teacher, feature_set.path.grid) for feature_set in sets})
         plan = self._job.generations[task.generation]
         span, orders = self._orders(task)
         open_shards = [self._buffer(shard) for shard in task.shards]
@@ -137,6 +143,12 @@ class Worker:
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
         return tally.report([future.result() for future in pending])
+
+    def _guard(self, pairs: set[tuple[str, int]]) -> None:
+        """Before anything is added to the sets of these (teacher, grid)."""
+        for name, grid in sorted(pairs - self._guarded):
+            guard(self._store, self._teachers[name], grid)
+            self._guarded.add((name, grid))
 
     def _refuse_lost_data_set(self, pictures: list[Picture]) -> None:
         tried = [picture for picture in pictures if picture.reason is None or picture.seconds]

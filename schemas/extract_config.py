@@ -128,7 +128,10 @@ def _power_of_two(rows: int) -> int:
 
 
 def _one_or_several(names: object) -> object:
-    return tuple(names.split(",")) if isinstance(names, str) else names
+    """`a, b` as a command line gives it is several; a name twice is once."""
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
+    return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
 
 
 class Cost(StrictModel):

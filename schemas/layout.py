@@ -7,6 +7,7 @@ from dataclasses import dataclass
 CACHE = "cache.json"
 PLAN_COMMITS = "commits/plan/"
 SNAPSHOT_COMMITS = "commits/snapshots/"
+SHARD_COMMITS = "commits/features/"
 COMMITS_PER_FOLDER = 1024
 
 
@@ -14,6 +15,12 @@ def numbers(keys: Iterable[str]) -> set[int]:
     """The numbers of listed records; whatever else lies beside them is passed over."""
     found = (re.search(r"/(\d+)\.json$", key) for key in keys)
     return {int(match[1]) for match in found if match}
+
+
+def place_of_commit(key: str) -> tuple[str, int, int] | None:
+    """(set, generation, shard) of the key of a shard's commit; None of any other."""
+    match = re.fullmatch(r"commits/(features/\w+/g\d+/[\w.-]+)/(\d+)/\d+/(\d+)\.json", key)
+    return match and (match[1], int(match[2]), int(match[3]))
 
 
 def plan_part(generation: int, part: int, attempt: str) -> str:

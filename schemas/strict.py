@@ -49,7 +49,7 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
         path = _own_names(model, detail["loc"])
         name = ".".join(path) or "(whole file)"
         expected.setdefault(name, []).append(_expected(model, path, detail))
-        if detail["type"] not in ("extra_forbidden", "missing"):
+        if path and detail["type"] not in ("extra_forbidden", "missing"):
             found.setdefault(name, f"; found {detail['input']!r}")
     return [
         f"{name}: {' or '.join(texts)}{found.get(name, '')}" for name, texts in expected.items()
@@ -70,9 +70,13 @@ def _expected(model: type[BaseModel], path: list[str], detail: Mapping[str, Any]
 def _own_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """A fault's location without what pydantic calls the alternatives of a leaf's type."""
     path = [str(part) for part in location]
-    for leaf, _ in fields(model):
+    for leaf, info in fields(model):
         depth = len(leaf)
-        if _matches(leaf, path[:depth]) and any(isinstance(p, str) for p in location[depth:]):
+        if (
+            _inner_model(info.annotation)[0] is None
+            and _matches(leaf, path[:depth])
+            and any(isinstance(p, str) for p in location[depth:])
+        ):
             return path[:depth]
     return path
 

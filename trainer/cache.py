@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog, PlanReader, is_superseded
 from infra.store import open_store
 from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
@@ -92,7 +92,7 @@ class CacheReader:
     def served(self, generation: int, rows: Whole) -> npt.NDArray[np.bool_]:
         """Which rows of a generation still count; the others stand anew in a later one."""
         first = self.generations[generation].first_row
-        return ~np.isin(first + rows, self._superseded)
+        return ~is_superseded(self._superseded, first + rows)
 
     def read_block(self, generation: int, block: int) -> Block:
         """Read and check one block. Raises DamageError."""
@@ -104,13 +104,16 @@ class CacheReader:
             name: reader.read(generation, plan.first_row, first, rows)
             for name, reader in self._sets.items()
         }
-        self._refuse_mixed_pictures(rows["key"].to_pylist(), list(sets.values()))
+        counts = self.served(generation, np.arange(first, first + count))
+        self._refuse_mixed_pictures(rows["key"].to_pylist(), list(sets.values()), counts)
         return Block(plan.first_row + first, rows, sets)
 
-    def _refuse_mixed_pictures(self, keys: list[str], sets: list[SetBlock]) -> None:
+    def _refuse_mixed_pictures(
+        self, keys: list[str], sets: list[SetBlock], counts: npt.NDArray[np.bool_]
+    ) -> None:
         """A key whose picture changed between two extractions must not join two pictures."""
         for row, key in enumerate(keys):
-            if len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
+            if counts[row] and len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
                 raise CacheError(
                     f"{self._store.url}: image {key} changed between the extractions of "
                     f"{', '.join(self._sets)}; run extract again, which gives it new rows"

@@ -1,6 +1,7 @@
 """`plan` says what `extract` then does, whatever is to be done, and writes nothing."""
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,8 +190,12 @@ def test_plan__after_a_change(place: Place, change: Callable[[Place], None]) -> 
 
 
 def test_plan__retries_bad_pictures(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = decoding.decode
+
     def refuses(data: bytes) -> Any:
-        raise ImageError("not today")
+        if zlib.crc32(data) % 2:
+            raise ImageError("not today")
+        return decode(data)
 
     place.told["tolerate_bad_images"] = 1.0
     with monkeypatch.context() as patch:
@@ -198,7 +203,7 @@ def test_plan__retries_bad_pictures(place: Place, monkeypatch: pytest.MonkeyPatc
         place.extract()
     assert place.plan()[0].result["teacher_forwards"] == 0
     place.told["retry_bad"] = True
-    assert foresees(place)[0]["teacher_forwards"] == 240
+    assert 0 < foresees(place)[0]["teacher_forwards"] < 240
 
 
 def test_plan__breaks_even_on_the_whole_cache(place: Place) -> None:

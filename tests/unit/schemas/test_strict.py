@@ -86,3 +86,25 @@ def test_fields__of_every_configuration_are_documented_or_plain() -> None:
     assert {"cache", "images.columns.key", "teachers.*.weights", "workers.count"} <= names
     assert not {"images", "teachers", "teachers.*"} & names
     assert "teachers.*.weight" in {".".join(path) for path, _ in fields(TrainConfig)}
+
+
+def test_parse__a_mapping_that_may_be_null_names_its_own_keys() -> None:
+    views = {"photometric": {"blur": 3, "solarize": 7, "hue": 1}}
+    assert refusal({**MINIMAL, "views": views}) == [
+        "job.yaml: 3 errors",
+        "  views.photometric.blur: input should be less than or equal to 1; found 3",
+        "  views.photometric.solarize: input should be less than or equal to 1; found 7",
+        "  views.photometric.hue: unknown key",
+    ]
+
+
+def test_only__takes_several_as_a_command_line_gives_them() -> None:
+    two = {"vit": {"library": "timm", "model": "m"}, "cnn": {"library": "timm", "model": "n"}}
+    data = {**MINIMAL, "teachers": two}
+    config = parse(ExtractConfig, {**data, "only": "cnn, vit,cnn"}, "job.yaml")
+    assert config.teachers_now == ("cnn", "vit")
+    assert parse(ExtractConfig, data, "job.yaml").teachers_now == ("vit", "cnn")
+    assert refusal({**data, "only": "vot"}) == [
+        "job.yaml: 1 error",
+        "  (whole file): only: no teacher vot; there are vit, cnn",
+    ]
