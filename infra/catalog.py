@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.store import ObjectStore
@@ -97,6 +98,10 @@ class Catalog:
                 + (f"the newest is {latest}" if latest else "there is none yet: run extract")
             ) from None
 
+    def forgotten(self) -> set[int]:
+        """Snapshots that nobody needs any more."""
+        return layout.numbers(self.store.keys(layout.FORGOTTEN))
+
     def snapshot(self, number: int) -> Snapshot:
         """A snapshot with its parents' shards. Raises CacheError, DamageError."""
         commit = self.snapshot_commit(number)
@@ -110,7 +115,7 @@ class Catalog:
                 raise DamageError(f"{self.store.url}: {key} is missing", key=key) from None
             parts.append(self._snapshot_table(earlier))
             parent = earlier.parent
-        return Snapshot(commit, pa.concat_tables(reversed(parts)))
+        return Snapshot(commit, _newest_lines(pa.concat_tables(reversed(parts))))
 
     def _snapshot_commit(self, number: int) -> SnapshotCommit:
         key = layout.snapshot_commit(number)
@@ -138,6 +143,15 @@ class Catalog:
                 f"{self.store.url}: a cache of format version {version}, this is version "
                 f"{FORMAT_VERSION}; extract it again into a new folder"
             )
+
+
+def _newest_lines(table: pa.Table) -> pa.Table:
+    """Without the lines of shards that a later line says were repaired."""
+    if not pc.any(pc.greater(table["revision"], 0)).as_py():
+        return table
+    places = zip(*(table[name].to_pylist() for name in ("set", "generation", "shard")))
+    last = {place: index for index, place in enumerate(places)}
+    return table.take(sorted(last.values()))
 
 
 def is_superseded(

@@ -24,6 +24,18 @@ COMMANDS = {
         "Check every checksum, count and alignment of a cache.",
         ("cache",),
     ),
+    "snapshots": Command(
+        "pipeline.snapshots:run",
+        "schemas.options:SnapshotsOptions",
+        "List a cache's snapshots; leave earlier teachers out of a new one; forget old ones.",
+        ("cache",),
+    ),
+    "gc": Command(
+        "pipeline.gc:run",
+        "schemas.options:GcOptions",
+        "List what no snapshot reaches and no job at work can claim; with --delete, remove it.",
+        ("cache",),
+    ),
     "train": Command(
         "trainer.train:run",
         "schemas.train_config:TrainConfig",

@@ -20,6 +20,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def host() -> str:
+    """This machine's name in its network."""
+    return platform.node()
+
+
 def hardware() -> str:
     """The processor, its cores, and the GPU if torch sees one."""
     model = platform.processor() or platform.machine()

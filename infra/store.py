@@ -1,12 +1,15 @@
-"""The object store: six operations, and what every implementation promises.
+"""The object store: its operations, and what every implementation promises.
 
 * `create` is all or nothing and create-only: of two racing writers of a key exactly one succeeds,
   and nobody ever reads part of an object.
 * What `create` returned from is durable.
 * `keys` may lag behind other writers; a listing is a hint, never the truth.
+* Threads may share a store. Other processes open it again, by its URL; what a fork inherits works
+  on a local disk and in memory, and is refused on S3.
 """
 
 import os
+import re
 import stat
 import threading
 import uuid
@@ -16,10 +19,14 @@ from typing import ClassVar, Protocol
 
 from infra.durable import make_folders, sync_folder, write_through
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
+from schemas.store_config import StoreOptions
 
 Bytes = bytes | bytearray | memoryview
 PARTIAL = ".partial"
 """Where a local store writes what is not an object yet; the first part of no key."""
+_NO_KEY_HAS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+"""What S3 does not take in a key: control characters, and names that are not UTF-8."""
+FROM_ENVIRONMENT = StoreOptions()
 
 
 class ObjectStore(Protocol):
@@ -40,20 +47,37 @@ class ObjectStore(Protocol):
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys that begin with `prefix`, in no particular order."""
 
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none. A power failure may bring it back."""
 
-def open_store(url: str) -> ObjectStore:
-    """The store at a path or URL.
+
+def open_store(url: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStore:
+    """The store at a path or URL. Nothing is asked of it yet.
+
+    Args:
+        options: how S3 is reached; of no meaning to the others.
 
     Raises:
-        ConfigError: a scheme that has no implementation.
+        ConfigError: a scheme that has no implementation; of S3, a URL or options that cannot be
+            meant, no credentials, or a package that is not installed.
     """
     if url.startswith("memory://"):
         return MemoryStore.named(url)
+    if url.startswith("s3://"):
+        return _open_s3(url, options)
     if "://" in url and not url.startswith("file://"):
-        raise ConfigError(
-            f"cache {url}: this version keeps a cache in a local folder only; give a path"
-        )
+        raise ConfigError(f"cache {url}: give a path, or s3://BUCKET/PREFIX")
     return LocalStore(Path(url.removeprefix("file://")))
+
+
+def _open_s3(url: str, options: StoreOptions) -> ObjectStore:
+    try:
+        from infra.s3_store import S3Store
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a cache on S3 needs {error.name}, which is not installed: pip install 'teachonce[s3]'"
+        ) from None
+    return S3Store(url, options)
 
 
 class LocalStore:
@@ -113,8 +137,18 @@ class LocalStore:
                 if key.startswith(prefix) and not key.startswith(f"{PARTIAL}/"):
                     yield key
 
+    def delete(self, key: str) -> None:
+        try:
+            self._path(key).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            # The system's word for unlinking a folder is not the same everywhere.
+            if not self._path(key).is_dir():
+                raise StoreError(f"{self.url}: removing {key} failed: {error}", key=key) from error
+
     def _path(self, key: str) -> Path:
-        return self.root / _checked(key, self.url)
+        return self.root / checked_key(key, self.url)
 
     def _reading_failed(self, key: str, error: OSError) -> StoreError:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
@@ -139,13 +173,13 @@ class MemoryStore:
 
     def create(self, key: str, data: Bytes) -> None:
         with self._lock:
-            if _checked(key, self.url) in self._objects:
+            if checked_key(key, self.url) in self._objects:
                 raise AlreadyExists(f"{self.url}: {key} exists already", key=key)
             self._objects[key] = bytes(data)
 
     def get(self, key: str) -> bytes:
         try:
-            return self._objects[_checked(key, self.url)]
+            return self._objects[checked_key(key, self.url)]
         except KeyError:
             raise NotFound(f"{self.url}: no object {key}", key=key) from None
 
@@ -157,14 +191,22 @@ class MemoryStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         if "/" in prefix:
-            _checked(prefix.rpartition("/")[0], self.url)
+            checked_key(prefix.rpartition("/")[0], self.url)
         yield from [key for key in list(self._objects) if key.startswith(prefix)]
 
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self._objects.pop(checked_key(key, self.url), None)
 
-def _checked(key: str, url: str) -> str:
-    """The key, if it names the same one place below a store's root on every store."""
+
+def checked_key(key: str, url: str) -> str:
+    """The key, if it names the same one place below a store's root on every store.
+
+    Raises:
+        StoreError: it does not.
+    """
     parts = key.split("/")
-    if {"", ".", ".."} & set(parts) or parts[0] == PARTIAL or "\0" in key:
+    if {"", ".", ".."} & set(parts) or parts[0] == PARTIAL or _NO_KEY_HAS.search(key):
         raise StoreError(f"{url}: {key!r} is not a key", key=key)
     return key
 

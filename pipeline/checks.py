@@ -43,18 +43,24 @@ class Findings:
     missing: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
     misaligned: int = 0
+    keys: set[str] = field(default_factory=set)
+    """Of all objects with which something is wrong."""
     bad_rows: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def damage(self, key: str, what: str, *, missing: bool = False) -> None:
+        """Note an object, once however often it is met."""
         with self._lock:
-            (self.missing if missing else self.corrupt).append(key)
-            self.notes.append(f"{key}: {what}")
+            if key not in self.keys:
+                (self.missing if missing else self.corrupt).append(key)
+                self.notes.append(f"{key}: {what}")
+            self.keys.add(key)
 
     def misalign(self, key: str, rows: int, what: str) -> None:
         with self._lock:
             self.misaligned += rows
+            self.keys.add(key)
             self.notes.append(f"{key}: {what}")
 
     def mark_bad(self, rows: list[int]) -> None:
@@ -99,9 +105,10 @@ def _check_shard(
 ) -> pa.Table | None:
     """Everything about one shard; returns its CLS table if that is sound."""
     path = SetPath.parse(line["set"])
-    commit_key = path.commit(line["generation"], line["shard"])
+    commit_key = path.commit(line["generation"], line["shard"], line["revision"])
     try:
-        commit = read_commit(store, (line["set"], line["generation"], line["shard"]))
+        place = (line["set"], line["generation"], line["shard"])
+        commit = read_commit(store, place, line["revision"])
     except NotFound:
         findings.damage(commit_key, "the commit is missing", missing=True)
         return None
@@ -151,8 +158,9 @@ def _cls_table(
         return None
     try:
         teacher = read_teacher(store, path.fingerprint12)
-    except DamageError:
-        return None  # counted once, with the set
+    except DamageError as error:
+        findings.damage(layout.teacher(path.fingerprint12), str(error))
+        return None
     try:
         return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
     except DamageError as error:
@@ -165,8 +173,9 @@ def _check_alignment(
 ) -> None:
     try:
         expected = plan.rows(commit.first_row, commit.rows)
-    except DamageError:
-        return  # the plan's part is counted already
+    except DamageError as error:
+        findings.damage(str(error.__dict__.get("key", commit.cls.key)), str(error))
+        return
     first = plan.commit.first_row + commit.first_row
     if len(table) != commit.rows:
         findings.misalign(commit.cls.key, commit.rows, f"has {len(table)} rows, not {commit.rows}")

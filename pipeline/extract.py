@@ -14,27 +14,31 @@ if __name__ == "__main__":  # run by path: the packages stand beside this folder
     sys.exit(main(["extract", *sys.argv[1:]]))
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
+from infra.catalog import Catalog
 from infra.command import Outcome
 from infra.devices import pick_device
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
+from infra.store_check import refuse_unsafe_store
 from infra.terminal import Terminal
 from pipeline import sets as feature_sets
 from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
 from pipeline.difference import difference, tell
-from pipeline.job import Job, ShardTask, SpanTask, TeacherTask
+from pipeline.job import Damaged, GivenUp, Job, ShardTask, SpanTask, TeacherTask
+from pipeline.lease import lease
 from pipeline.listing import Standing
 from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
-from pipeline.publish import publish
-from pipeline.summary import Work, bad_rows_asked, name_bad, result, summarise
+from pipeline.publish import Place, publish
+from pipeline.repair import find_damaged
+from pipeline.summary import Work, bad_rows_asked, name_bad, name_given_up, result, summarise
 from pipeline.teachers import load_teacher
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TeachonceError
 from schemas.extract_config import ExtractConfig
 from schemas.spans import Whole, span_count
 
@@ -56,16 +60,36 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
             the way that no commit names.
     """
     start = time.perf_counter()
-    store = open_store(config.cache)
+    store = open_store(config.cache, config.store)
+    refuse_unsafe_store(store)
     source = open_source(config.images.source, config.images.columns)
     teachers = describe_teachers(config, terminal)
     catalog = open_or_create_cache(store, config)
+    fingerprints12 = tuple(task.record.fingerprint12 for task in teachers)
+    with lease(store, "extract", fingerprints12):
+        return _extract(config, terminal, pool_maker, catalog, source, teachers, start)
+
+
+def _extract(
+    config: ExtractConfig,
+    terminal: Terminal,
+    pool_maker: PoolMaker,
+    catalog: Catalog,
+    source: Source,
+    teachers: tuple[TeacherTask, ...],
+    start: float,
+) -> Outcome:
     standing = grow_plan(catalog, config, source, terminal)
     if not standing:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
         return Outcome(result(Work(), None, 0, 0, start))
+    damaged: dict[Place, Damaged] = {}
+    if config.repair:
+        plans = [generation.plan for generation in standing]
+        damaged = find_damaged(catalog, teachers, plans, terminal)
     tell(terminal, difference(catalog, config, teachers, standing))
-    work = _Extraction(config, terminal, store, source, teachers, standing).run(pool_maker)
+    extraction = _Extraction(config, terminal, catalog.store, source, teachers, standing, damaged)
+    work = extraction.run(pool_maker)
     snapshot = publish(
         catalog,
         {task.name: task.record.fingerprint12 for task in teachers},
@@ -74,9 +98,9 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
         len(standing),
     )
     rows = sum(generation.rows_asked for generation in standing)
-    bad = bad_rows_asked(store, work.sets, snapshot, standing)
+    bad = bad_rows_asked(catalog.store, work.sets, snapshot, standing)
     told = result(work, snapshot, rows, len(bad), start)
-    status = name_bad(config, terminal, rows, bad)
+    status = max(name_bad(config, terminal, rows, bad), name_given_up(terminal, work))
     summarise(config, terminal, work, told)
     return Outcome(told, status)
 
@@ -122,11 +146,13 @@ class _Extraction:
         source: Source,
         teachers: tuple[TeacherTask, ...],
         standing: Sequence[Standing],
+        damaged: Mapping[Place, Damaged],
     ) -> None:
         self._config, self._terminal, self._store = config, terminal, store
-        self._teachers, self._standing = teachers, standing
+        self._teachers, self._standing, self._damaged = teachers, standing, damaged
         self._job = Job(
             cache=store.url,
+            store=config.store,
             source=source.url,
             columns=config.images.columns,
             teachers=teachers,
@@ -163,6 +189,8 @@ class _Extraction:
         calibrations = Calibrations(self._teachers, pairs, tasks)
         with self._terminal.progress("calibrate", images, "images") as meter:
             for task, parts in pool.run("calibrate", tasks):
+                if isinstance(parts, GivenUp):
+                    raise TeachonceError(f"calibrating span {task.span}: {parts.reason}")
                 calibrations.add(task, parts)
                 meter.advance(task.images - len(task.excused))
         calibrations.store(self._store, images)
@@ -180,8 +208,14 @@ class _Extraction:
                 found = feature_sets.committed_shards(
                     self._store, feature_set.path, plan.generation
                 )
+                damaged = {
+                    shard: was
+                    for (path, number, shard), was in self._damaged.items()
+                    if (path, number) == (str(feature_set.path), plan.generation)
+                }
+                found -= damaged.keys()
                 work.committed.append((feature_set, plan, found))
-                missing += feature_sets.shard_tasks(index, array, generation, found)
+                missing += feature_sets.shard_tasks(index, array, generation, found, damaged)
             in_spans = feature_sets.span_tasks(generation, missing)
             spans = np.array([task.span for task in in_spans], np.int64)
             self._refuse_lost_pictures(generation, spans)
@@ -205,9 +239,16 @@ class _Extraction:
             return
         pool.use_sets(work.sets)
         start = time.perf_counter()
+        batch_size = self._job.batch_size
         rows = sum(shard.rows for task in tasks for shard in task.shards)
         with self._terminal.progress("extract", rows, "features") as meter:
             for task, report in pool.run("process", tasks):
-                work.reports.append(report)
                 meter.advance(sum(shard.rows for shard in task.shards))
+                if isinstance(report, GivenUp):
+                    work.given_up.append((task, report))
+                    continue
+                work.reports.append(report)
+                if report.batch_size < batch_size:
+                    batch_size = report.batch_size
+                    self._terminal.decide("batch size", batch_size, "a GPU had no room for more")
         work.compute_seconds = time.perf_counter() - start

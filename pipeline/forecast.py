@@ -77,7 +77,7 @@ def forecast(
     Raises:
         ConfigError, CacheError, DamageError, SourceError: as an extraction would.
     """
-    store = Unwritten(open_store(config.cache))
+    store = Unwritten(open_store(config.cache, config.store))
     catalog = open_or_create_cache(store, config)
     listing = list_images(source, bytes.fromhex(catalog.record.order_key), config.images.limit)
     standing = standings(catalog, catalog.generations(), listing, config, source)

@@ -6,7 +6,8 @@ from pipeline.moments import Spread
 from schemas.extract_config import Columns, Teacher
 from schemas.layout import SetPath
 from schemas.names import Precision
-from schemas.records import CodecRecord, PlanCommit, ShardCommit, TeacherRecord
+from schemas.records import CodecRecord, ObjectRecord, PlanCommit, ShardCommit, TeacherRecord
+from schemas.store_config import StoreOptions
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,18 @@ class FeatureSet:
 
 
 @dataclass(frozen=True)
+class Damaged:
+    """What a snapshot names of a shard of which something is damaged."""
+
+    tokens: ObjectRecord
+    cls: ObjectRecord
+    revision: int
+    commit_sha256: str
+
+
+@dataclass(frozen=True)
 class ShardTask:
-    """A shard that is missing."""
+    """A shard that is missing, or damaged."""
 
     feature_set: int
     """Index into the job's feature sets."""
@@ -57,6 +68,7 @@ class ShardTask:
     rows: int
     rows_per_shard: int
     array_sha256: str
+    damaged: Damaged | None = None
 
 
 Excused = tuple[tuple[int, str], ...]
@@ -101,6 +113,7 @@ class Job:
     """What every worker of an extraction knows from the start."""
 
     cache: str
+    store: StoreOptions
     source: str
     columns: Columns
     teachers: tuple[TeacherTask, ...]
@@ -110,6 +123,13 @@ class Job:
     forward_threads: int
     """CPU threads of the forward; 0 leaves torch's own choice (with a GPU)."""
     device: str
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A task that ended one worker after the other."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -133,3 +153,5 @@ class SpanReport:
     """Wall seconds of the bare forwards, by teacher and grid."""
     encode_seconds: float
     """Wall seconds of standardising, rounding and measuring what it cost."""
+    batch_size: int
+    """Rows of a forward at its end: fewer than configured where a GPU had no room for more."""

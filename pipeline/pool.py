@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from infra.ray_session import Resources, ray_session
 from infra.terminal import Terminal
-from pipeline.job import FeatureSet, Job
+from pipeline.job import FeatureSet, GivenUp, Job
 from pipeline.task_queue import TaskQueue
 from pipeline.worker import Worker
 from schemas.errors import ConfigError, TeachonceError
@@ -27,7 +27,8 @@ class Pool(Protocol):
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None: ...
 
     def run(self, method: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield (task, result) as they finish, in any order."""
+        """Yield (task, result) as they finish, in any order; GivenUp instead of a result where a
+        task ended ATTEMPTS workers."""
 
 
 class LocalPool:
@@ -52,7 +53,8 @@ class RayPool:
         self._ray, self._start = ray, start
         self._sets: tuple[FeatureSet, ...] = ()
         self._actors = [start() for _ in range(count)]
-        self._load(self._actors)
+        self._loads = [actor.load.remote() for actor in self._actors]
+        self._load()
 
     def use_sets(self, sets: tuple[FeatureSet, ...]) -> None:
         self._sets = sets
@@ -77,28 +79,29 @@ class RayPool:
             (reference,), _ = self._ray.wait(list(running), num_returns=1)
             number, task = running.pop(reference)
             try:
-                result = self._get(reference)
+                # A worker that could not load says so, and not what it then tripped over.
+                _, result = self._get([self._loads[number], reference])
             except self._ray.exceptions.RayActorError as error:
                 failures[task] = failures.get(task, 0) + 1
-                if failures[task] == ATTEMPTS:
-                    raise TeachonceError(
-                        f"{task} ended {ATTEMPTS} workers, the last with: {error}"
-                    ) from None
-                queue.put_back(task)
                 self._replace(number)
+                if failures[task] < ATTEMPTS:
+                    queue.put_back(task)
                 submit(number, queue.take(number))
+                if failures[task] == ATTEMPTS:
+                    yield task, GivenUp(f"it ended {ATTEMPTS} workers, the last with: {error}")
                 continue
             submit(number, queue.take(number))
             yield task, result
 
     def _replace(self, number: int) -> None:
+        """Start another in its place, on whatever node has room; nobody waits for it."""
         self._actors[number] = self._start()
-        self._load([self._actors[number]])
+        self._loads[number] = self._actors[number].load.remote()
         self._actors[number].use_sets.remote(self._sets)
 
-    def _load(self, actors: list[Any]) -> None:
+    def _load(self) -> None:
         try:
-            self._get([actor.load.remote() for actor in actors])
+            self._get(self._loads)
         except self._ray.exceptions.RayActorError as error:
             raise TeachonceError(
                 f"a worker died while it loaded the teachers, for want of memory perhaps: {error}"

@@ -18,6 +18,7 @@ SHARED_COLUMNS = (
     "set",
     "generation",
     "shard",
+    "revision",
     "first_row",
     "rows",
     "ok",
@@ -54,25 +55,40 @@ def publish(
     while True:
         number = catalog.latest_snapshot()
         parent = None if number is None else catalog.snapshot(number)
-        known = set() if parent is None else set(places(parent.table))
+        known = {} if parent is None else dict(zip(places(parent.table), revisions(parent.table)))
         before = parent.commit.teachers.items() if parent else ()
         meant = set(teachers.values())  # a teacher that has another name now has only that
         named = {name: fp12 for name, fp12 in before if fp12 not in meant} | dict(teachers)
-        fresh = sorted(wanted - known)
+        repaired = {
+            place
+            for place, commit in at_hand.items()
+            if place in known and commit.revision > known[place]
+        }
+        fresh = sorted((wanted - known.keys()) | repaired)
         if parent is not None and not fresh and named == parent.commit.teachers:
             return parent
         commits = [at_hand.get(place) or read_commit(catalog.store, place) for place in fresh]
         try:
-            _write(catalog, parent, named, commits, generations)
+            shards = len(known) + len(fresh) - len(repaired)
+            counted = max(generations, 0 if parent is None else parent.commit.generations)
+            following = (number or 0) + 1
+            lines = lines_of(commits)
+            write_snapshot(catalog, following, number, named, lines, counted, shards)
         except AlreadyExists:
             continue  # another job published meanwhile: add to its snapshot
-        return catalog.snapshot((number or 0) + 1)
+        return catalog.snapshot(following)
 
 
 def places(table: pa.Table) -> Iterable[Place]:
     """(set, generation, shard) of every line of a snapshot."""
     columns = (table[name].to_pylist() for name in ("set", "generation", "shard"))
     return zip(*columns)
+
+
+def revisions(table: pa.Table) -> list[int]:
+    """How often each line's shard was repaired."""
+    found: list[int] = table["revision"].to_pylist()
+    return found
 
 
 def committed_places(store: ObjectStore) -> Iterator[Place]:
@@ -83,33 +99,35 @@ def committed_places(store: ObjectStore) -> Iterator[Place]:
             yield place
 
 
-def read_commit(store: ObjectStore, place: Place) -> ShardCommit:
+def read_commit(store: ObjectStore, place: Place, revision: int = 0) -> ShardCommit:
     """The commit of a shard. Raises NotFound, DamageError."""
     path, generation, shard = place
-    key = SetPath.parse(path).commit(generation, shard)
+    key = SetPath.parse(path).commit(generation, shard, revision)
     commit = unseal(store.get(key), ShardCommit, key)
-    if (commit.set, commit.generation, commit.shard) != place:
+    if (commit.set, commit.generation, commit.shard, commit.revision) != (*place, revision):
         raise DamageError(f"{store.url}: {key} is the commit of another shard", key=key)
     return commit
 
 
-def _write(
+def write_snapshot(
     catalog: Catalog,
-    parent: Snapshot | None,
-    teachers: dict[str, str],
-    commits: list[ShardCommit],
+    number: int,
+    parent: int | None,
+    teachers: Mapping[str, str],
+    lines: pa.Table,
     generations: int,
+    shards: int,
 ) -> None:
-    number = 1 if parent is None else parent.commit.number + 1
-    data = tables.to_parquet(lines_of(commits))
+    """Make a snapshot of its parent's shards and these lines. Raises AlreadyExists."""
+    data = tables.to_parquet(lines)
     key = layout.snapshot(number, uuid.uuid4().hex[:12])
     catalog.store.create(key, data)
     record = SnapshotCommit(
         number=number,
-        parent=None if parent is None else parent.commit.number,
-        generations=max(generations, 0 if parent is None else parent.commit.generations),
-        shards=len(commits) + (0 if parent is None else parent.commit.shards),
-        teachers=teachers,
+        parent=parent,
+        generations=generations,
+        shards=shards,
+        teachers=dict(teachers),
         table=ObjectRecord(key=key, size=len(data), sha256=digest(data)),
     )
     catalog.store.create(layout.snapshot_commit(number), seal(record))

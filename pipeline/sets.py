@@ -1,11 +1,11 @@
 """Feature sets: what is calibrated, what exists, what is missing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from infra.store import ObjectStore
-from pipeline.job import FeatureSet, ShardTask, SpanTask, TeacherTask
+from pipeline.job import Damaged, FeatureSet, ShardTask, SpanTask, TeacherTask
 from pipeline.listing import Standing
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
@@ -17,6 +17,7 @@ from schemas.sealed import digest, seal, unseal
 from schemas.spans import span_of
 
 MAX_SHARD_BYTES = 64 << 20
+NONE_DAMAGED: Mapping[int, Damaged] = {}
 
 
 def feature_sets(
@@ -84,16 +85,22 @@ def committed_shards(store: ObjectStore, path: layout.SetPath, generation: int) 
 
 
 def shard_tasks(
-    index: int, array: bytes, standing: Standing, committed: set[int]
+    index: int,
+    array: bytes,
+    standing: Standing,
+    committed: set[int],
+    damaged: Mapping[int, Damaged] = NONE_DAMAGED,
 ) -> Iterator[tuple[int, ShardTask]]:
-    """(span, task) of every shard of a set's generation that is asked for and not committed."""
+    """(span, task) of every shard of a set's generation that is asked for and not committed, or
+    that is damaged."""
     plan = standing.plan
     rows_of_shard, array_sha256 = shard.rows_per_shard_of(array), digest(array)
     rows_of_span = plan.span_images * plan.view_count
     for number in range(-(-plan.rows // rows_of_shard)):
         first = number * rows_of_shard
         rows = min(rows_of_shard, plan.rows - first)
-        if number in committed or not standing.asks(np.arange(first, first + rows)).any():
+        is_there = number in committed or not standing.asks(np.arange(first, first + rows)).any()
+        if is_there and number not in damaged:
             continue
         task = ShardTask(
             feature_set=index,
@@ -103,6 +110,7 @@ def shard_tasks(
             rows=rows,
             rows_per_shard=rows_of_shard,
             array_sha256=array_sha256,
+            damaged=damaged.get(number),
         )
         yield first // rows_of_span, task
 

@@ -11,7 +11,7 @@ from infra.catalog import Snapshot
 from infra.store import ObjectStore
 from infra.terminal import Terminal, human_bytes
 from pipeline.bad_rows import bad_rows
-from pipeline.job import FeatureSet, SpanReport
+from pipeline.job import FeatureSet, GivenUp, SpanReport, SpanTask
 from pipeline.listing import Standing
 from schemas.extract_config import ExtractConfig
 from schemas.records import PlanCommit
@@ -26,6 +26,7 @@ class Work:
     sets: tuple[FeatureSet, ...] = ()
     committed: list[tuple[FeatureSet, PlanCommit, set[int]]] = field(default_factory=list)
     reports: list[SpanReport] = field(default_factory=list)
+    given_up: list[tuple[SpanTask, GivenUp]] = field(default_factory=list)
     compute_seconds: float = 0.0
     """Wall seconds from the first span to the last, without start-up and calibration."""
 
@@ -35,9 +36,15 @@ def result(
 ) -> dict[str, object]:
     """The keys of the JSON object."""
     found = sum(len(shards) for _, _, shards in work.committed)
+    left = {
+        (task.generation, row)
+        for task, _ in work.given_up
+        for shard in task.shards
+        for row in range(shard.first_row, shard.first_row + shard.rows)
+    }
     return {
         "rows": rows,
-        "ok": rows - bad,
+        "ok": rows - bad - len(left),
         "bad": bad,
         "shards": found + sum(len(report.commits) for report in work.reports),
         "shards_written": sum(report.written for report in work.reports),
@@ -51,6 +58,7 @@ def result(
         "wait_seconds": round(sum(report.wait_seconds for report in work.reports), 3),
         "forward_seconds": round(sum(sum(r.forward_seconds.values()) for r in work.reports), 3),
         "encode_seconds": round(sum(report.encode_seconds for report in work.reports), 3),
+        "given_up": sum(len(task.shards) for task, _ in work.given_up),
         "snapshot": None if snapshot is None else snapshot.commit.number,
     }
 
@@ -87,6 +95,16 @@ def name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[int
         f"({config.tolerate_bad_images:g}) allows; the good ones stand"
     )
     return 1
+
+
+def name_given_up(terminal: Terminal, work: Work) -> int:
+    """Say which spans were given up and why; returns the exit status."""
+    for task, told in work.given_up:
+        terminal.warn(
+            f"span {task.span} of generation {task.generation}, {len(task.shards)} shards, is not "
+            f"computed: {told.reason}. All else stands; run again to try it once more"
+        )
+    return 1 if work.given_up else 0
 
 
 def summarise(

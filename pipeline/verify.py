@@ -20,12 +20,12 @@ from schemas.options import VerifyOptions
 from schemas.spans import Whole
 
 DAMAGE_SHOWN = 20
-REMEDY = "restore the object from a copy, or extract into a new folder"
+REMEDY = "`teachonce extract --repair` computes shards anew; else restore the objects from a copy"
 
 
 def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
     """Raises CacheError where there is no cache of this version."""
-    store = open_store(options.cache)
+    store = open_store(options.cache, options.store)
     findings = Findings()
     try:
         catalog = Catalog(store)
@@ -45,7 +45,11 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
             check_object(store, part, findings)
     planned = sum(plan.rows for plan in generations) - len(superseded)
     if snapshot is None:
-        terminal.warn("no snapshot yet: extract has not finished")
+        left = min(store.keys("snapshots/"), default=None)
+        if left is None:
+            terminal.warn("no snapshot yet: extract has not finished")
+        else:
+            findings.damage(layout.snapshot_commit(1), f"is missing: {left} is there", missing=True)
         return _outcome(findings, Coverage(planned, 0, {}), terminal)
     lines = snapshot.table.to_pylist()
     if len(set(places(snapshot.table))) != snapshot.commit.shards:
@@ -60,13 +64,13 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
         compared = Recomputation(catalog, snapshot, plans, superseded, count).run(terminal)
     elif options.against_teacher is not None:
         terminal.warn("the teachers are not run before the damage named here is mended")
-    _walk(store, plans, lines, superseded, findings, terminal)
+    walk(store, plans, lines, superseded, findings, terminal)
     findings.drop_superseded(superseded)
     covered = coverage(snapshot, generations, superseded)
     return _outcome(findings, covered, terminal, compared)
 
 
-def _walk(
+def walk(
     store: ObjectStore,
     plans: list[PlanReader],
     lines: list[Line],

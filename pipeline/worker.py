@@ -48,7 +48,7 @@ class Worker:
         if job.forward_threads:
             torch.set_num_threads(job.forward_threads)
         self._job = job
-        self._store = open_store(job.cache)
+        self._store = open_store(job.cache, job.store)
         self._plans = [PlanReader(self._store, commit) for commit in job.generations]
         # A batch never crosses a chunk, so what is in it does not depend on what is missing.
         chunk = max(BLOCK_ROWS, 1 << (job.batch_size.bit_length() - 1))
@@ -58,6 +58,7 @@ class Worker:
         self._sets: tuple[FeatureSet, ...] = ()
         self._teachers: dict[str, LoadedTeacher] = {}
         self._guarded: set[tuple[str, int]] = set()
+        self._batch_size = job.batch_size
 
     def load(self) -> None:
         """Load the teachers. Raises TeacherError where one is another than the driver saw."""
@@ -139,10 +140,10 @@ class Worker:
                 self._fill(buffer, plan, span, first, pictures, tally)
             for buffer in [buffer for buffer in open_shards if buffer.complete]:
                 open_shards.remove(buffer)
-                pending.append(self._writer.submit(buffer.commit, self._store))
+                pending.append(self._writer.submit(buffer.finish, self._store))
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
-        return tally.report([future.result() for future in pending])
+        return tally.report([future.result() for future in pending], self._batch_size)
 
     def _guard(self, pairs: set[tuple[str, int]]) -> None:
         """Before anything is added to the sets of these (teacher, grid)."""
@@ -224,8 +225,22 @@ class Worker:
     def _forward(
         self, teacher: LoadedTeacher, squares: Sequence[Pixels]
     ) -> Iterator[tuple[Tensor | None, Tensor]]:
-        for first in range(0, len(squares), self._job.batch_size):
-            yield teacher(list(squares[first : first + self._job.batch_size]))
+        done = 0
+        while done < len(squares):
+            batch = list(squares[done : done + self._batch_size])
+            try:
+                features = teacher(batch)
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise TeacherError(
+                        f"teacher {teacher.record.model}: the GPU has no room for one picture of "
+                        f"{batch[0].shape[0]} px: {error}"
+                    ) from None
+                self._batch_size = len(batch) // 2
+                torch.cuda.empty_cache()
+                continue
+            done += len(batch)
+            yield features
 
     def _orders(self, task: SpanTask) -> tuple[Span, list[Order]]:
         plan = self._plans[task.generation]
@@ -272,7 +287,7 @@ class _Tally:
         self.decode_seconds = self.wait_seconds = self.encode_seconds = 0.0
         self.forward_seconds: dict[str, float] = defaultdict(float)
 
-    def report(self, results: list[tuple[ShardCommit, int]]) -> SpanReport:
+    def report(self, results: list[tuple[ShardCommit, int]], batch_size: int) -> SpanReport:
         written = sum(1 for _, size in results if size)
         return SpanReport(
             commits=tuple(commit for commit, _ in results),
@@ -285,6 +300,7 @@ class _Tally:
             wait_seconds=self.wait_seconds,
             forward_seconds=dict(self.forward_seconds),
             encode_seconds=self.encode_seconds,
+            batch_size=batch_size,
         )
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.store import ObjectStore
-from pipeline.job import FeatureSet, ShardTask
+from pipeline.job import Damaged, FeatureSet, ShardTask
 from schemas import shard, tables
-from schemas.errors import AlreadyExists, DamageError
+from schemas.errors import AlreadyExists, DamageError, NotFound
 from schemas.records import ObjectRecord, ShardCommit, ShardError
 from schemas.sealed import digest, seal, unseal
 
@@ -80,6 +80,11 @@ class ShardBuffer:
             if self._cls is not None and cls is not None:
                 self._cls[place] = cls
 
+    def finish(self, store: ObjectStore) -> tuple[ShardCommit, int]:
+        """`commit`, or `repair` where the shard was committed and is damaged."""
+        damaged = self.task.damaged
+        return self.commit(store) if damaged is None else self.repair(store, damaged)
+
     def commit(self, store: ObjectStore) -> tuple[ShardCommit, int]:
         """Write the shard and its commit.
 
@@ -100,26 +105,81 @@ class ShardBuffer:
             table = tables.to_parquet(self._table(notes, checksums))
             cls_key = path.cls_table(task.generation, task.shard, attempt)
             store.create(cls_key, table)
-            commit = ShardCommit(
-                set=str(path),
-                generation=task.generation,
-                shard=task.shard,
-                first_row=task.first_row,
-                rows=task.rows,
-                ok=sum(present),
-                bad=task.rows - sum(present),
-                tokens=tokens,
-                cls=ObjectRecord(key=cls_key, size=len(table), sha256=digest(table)),
-                codec_sha256=self.set.codec_sha256,
-                array_sha256=task.array_sha256,
-                attempt=attempt,
-                error=_error(notes),
-            )
+            cls = ObjectRecord(key=cls_key, size=len(table), sha256=digest(table))
+            commit = self._commit(tokens, cls, attempt, notes)
             sealed = seal(commit)
             store.create(commit_key, sealed)
         except AlreadyExists:
             return unseal(store.get(commit_key), ShardCommit, commit_key), 0
         return commit, written + len(table) + len(sealed)
+
+    def repair(self, store: ObjectStore, was: Damaged) -> tuple[ShardCommit, int]:
+        """Put right what is damaged of a committed shard, with the rows just computed.
+
+        Where they give the bytes that were there, those are put back, and every snapshot is whole
+        again. Where they do not (features repeat to the bit on one kind of machine only), the
+        shard gets a commit of a further revision, for the snapshots to come.
+
+        Returns:
+            As `commit`.
+        """
+        task, path = self.task, self.set.path
+        notes = [note for note in self._notes if note is not None]
+        key = path.commit(task.generation, task.shard, was.revision + 1)
+        if _digest_of(store, key) is not None:  # another job has repaired it meanwhile
+            return unseal(store.get(key), ShardCommit, key), 0
+        data = _sound(store, was.tokens)
+        written = 0
+        if data is None:
+            present = [note.reason is None for note in notes]
+            data = bytes(shard.encode(self._tokens, present, task.rows_per_shard))
+            written += put(store, was.tokens.key, data)
+        tokens = ObjectRecord(key=was.tokens.key, size=len(data), sha256=digest(data))
+        checksums = shard.checksums(data, tokens.key, task.rows_per_shard)
+        table = tables.to_parquet(self._table(notes, checksums))
+        commit_key = path.commit(task.generation, task.shard, was.revision)
+        cls = was.cls
+        if digest(table) == was.cls.sha256:
+            if _sound(store, was.cls) is None:
+                written += put(store, was.cls.key, table)
+            if tokens == was.tokens and _digest_of(store, commit_key) == was.commit_sha256:
+                return unseal(store.get(commit_key), ShardCommit, commit_key), written
+        else:
+            cls_key = path.cls_table(task.generation, task.shard, uuid.uuid4().hex[:12])
+            store.create(cls_key, table)
+            written += len(table)
+            cls = ObjectRecord(key=cls_key, size=len(table), sha256=digest(table))
+        commit = self._commit(tokens, cls, uuid.uuid4().hex[:12], notes, was.revision + 1)
+        sealed = seal(commit)
+        store.create(key, sealed)
+        return commit, written + len(sealed)
+
+    def _commit(
+        self,
+        tokens: ObjectRecord,
+        cls: ObjectRecord,
+        attempt: str,
+        notes: list[RowNote],
+        revision: int = 0,
+    ) -> ShardCommit:
+        task = self.task
+        ok = sum(note.reason is None for note in notes)
+        return ShardCommit(
+            set=str(self.set.path),
+            generation=task.generation,
+            shard=task.shard,
+            first_row=task.first_row,
+            rows=task.rows,
+            ok=ok,
+            bad=task.rows - ok,
+            tokens=tokens,
+            cls=cls,
+            codec_sha256=self.set.codec_sha256,
+            array_sha256=task.array_sha256,
+            attempt=attempt,
+            revision=revision,
+            error=_error(notes),
+        )
 
     def _create_tokens(
         self, store: ObjectStore, present: list[bool]
@@ -181,6 +241,30 @@ class ShardBuffer:
             flat = pa.array(self._cls.reshape(-1))
             columns["cls"] = pa.FixedSizeListArray.from_arrays(flat, width)
         return pa.table(columns, schema=tables.cls_schema(width))
+
+
+def put(store: ObjectStore, key: str, data: bytes) -> int:
+    """Make `data` what lies at a key whose object is missing or proven damaged; the bytes written.
+    Whoever stops in between leaves it missing, which the next repair finds."""
+    store.delete(key)
+    store.create(key, data)
+    return len(data)
+
+
+def _sound(store: ObjectStore, record: ObjectRecord) -> bytes | None:
+    """The object, if it is the one that the record names."""
+    try:
+        data = store.get(record.key)
+    except NotFound:
+        return None
+    return data if (len(data), digest(data)) == (record.size, record.sha256) else None
+
+
+def _digest_of(store: ObjectStore, key: str) -> str | None:
+    try:
+        return digest(store.get(key))
+    except NotFound:
+        return None
 
 
 def _worst_cosine(mine: npt.NDArray[np.float16], theirs: npt.NDArray[np.float16]) -> float:

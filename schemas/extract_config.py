@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from schemas.names import BLOCK_ROWS, Grid, Name, Precision
-from schemas.strict import StrictModel
+from schemas.store_config import StoreOptions
+from schemas.strict import StrictModel, one_or_several
 
 
 class Columns(StrictModel):
@@ -62,7 +63,7 @@ def _distinct(grids: tuple[int, ...]) -> tuple[int, ...]:
     return grids
 
 
-Grids = Annotated[tuple[Grid, ...], AfterValidator(_distinct)]
+Grids = Annotated[tuple[Grid, ...], BeforeValidator(one_or_several), AfterValidator(_distinct)]
 
 
 class CodecChoice(StrictModel):
@@ -127,13 +128,6 @@ def _power_of_two(rows: int) -> int:
     return rows
 
 
-def _one_or_several(names: object) -> object:
-    """`a, b` as a command line gives it is several; a name twice is once."""
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(",")]
-    return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
-
-
 class Cost(StrictModel):
     """What `plan` reckons with. Seconds are measured where it runs; the rest stands here."""
 
@@ -154,7 +148,9 @@ class Cost(StrictModel):
 
 class ExtractConfig(StrictModel):
     cache: str = Field(min_length=1)
-    """Folder of the cache."""
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
     images: Images
     views: Views = Views()
     grids: Grids = Field((16,), min_length=1)
@@ -172,9 +168,11 @@ class ExtractConfig(StrictModel):
     """Share of bad rows beyond which the command ends with status 1."""
 
     cost: Cost = Cost()
-    only: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several)] = ()
+    only: Annotated[tuple[Name, ...], BeforeValidator(one_or_several)] = ()
     """Teachers to run now, of those named above; none named means all. The others' features stay
     in the snapshot."""
+    repair: bool = False
+    """Check what is there first, and compute anew what is damaged."""
     retry_bad: bool = False
     """Give images that have bad rows new rows, and try them again."""
 
@@ -198,4 +196,4 @@ class ExtractConfig(StrictModel):
     @property
     def teachers_now(self) -> tuple[str, ...]:
         """Names of the teachers that this job runs."""
-        return self.only or tuple(self.teachers)
+        return tuple(dict.fromkeys(self.only or self.teachers))

@@ -8,12 +8,14 @@ CACHE = "cache.json"
 PLAN_COMMITS = "commits/plan/"
 SNAPSHOT_COMMITS = "commits/snapshots/"
 SHARD_COMMITS = "commits/features/"
+FORGOTTEN = "commits/forgotten/"
+JOBS = "jobs/"
 COMMITS_PER_FOLDER = 1024
 
 
 def numbers(keys: Iterable[str]) -> set[int]:
     """The numbers of listed records; whatever else lies beside them is passed over."""
-    found = (re.search(r"/(\d+)\.json$", key) for key in keys)
+    found = (re.search(r"/(\d+)(\.r\d+)?\.json$", key) for key in keys)
     return {int(match[1]) for match in found if match}
 
 
@@ -21,6 +23,22 @@ def place_of_commit(key: str) -> tuple[str, int, int] | None:
     """(set, generation, shard) of the key of a shard's commit; None of any other."""
     match = re.fullmatch(r"commits/(features/\w+/g\d+/[\w.-]+)/(\d+)/\d+/(\d+)\.json", key)
     return match and (match[1], int(match[2]), int(match[3]))
+
+
+def forgotten(number: int) -> str:
+    return f"{FORGOTTEN}{number:06d}.json"
+
+
+def job_folder(job: str) -> str:
+    return f"{JOBS}{job}/"
+
+
+def job(job: str) -> str:
+    return f"{job_folder(job)}job.json"
+
+
+def beat(job: str, number: int) -> str:
+    return f"{job_folder(job)}{number}"
 
 
 def plan_part(generation: int, part: int, attempt: str) -> str:
@@ -93,5 +111,6 @@ class SetPath:
     def commits(self, generation: int) -> str:
         return f"commits/{self}/{generation:06d}/"
 
-    def commit(self, generation: int, shard: int) -> str:
-        return f"{self.commits(generation)}{shard // COMMITS_PER_FOLDER}/{shard}.json"
+    def commit(self, generation: int, shard: int, revision: int = 0) -> str:
+        folder = f"{self.commits(generation)}{shard // COMMITS_PER_FOLDER}"
+        return f"{folder}/{shard}{f'.r{revision}' if revision else ''}.json"

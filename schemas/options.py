@@ -1,20 +1,43 @@
 """Options of the commands that take no configuration file of their own."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from schemas.extract_config import Columns
 from schemas.names import Grid, Precision
-from schemas.strict import StrictModel
+from schemas.store_config import StoreOptions
+from schemas.strict import StrictModel, one_or_several
 
 
 class VerifyOptions(StrictModel):
     cache: str = Field(min_length=1)
-    """Folder of the cache."""
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
     against_teacher: int | None = Field(None, ge=1)
     """Also replay so many rows of each set from their pictures, run its teacher again, and compare
     the pixels and the features."""
+
+
+class SnapshotsOptions(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
+    prune: bool = False
+    """Make a new snapshot without the sets of teachers that no name means any more."""
+    forget: Annotated[tuple[int, ...], BeforeValidator(one_or_several)] = ()
+    """Snapshots that nobody needs any more; never the newest."""
+
+
+class GcOptions(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
+    delete: bool = False
+    """Remove what is listed."""
 
 
 class EvaluateOptions(StrictModel):

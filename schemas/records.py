@@ -1,5 +1,7 @@
 """The sealed records of a cache: what FORMAT.md describes, as types."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from schemas.extract_config import Columns, Views
@@ -177,7 +179,24 @@ class ShardCommit(StrictModel):
     """Of zarr.json, which carries no checksum of its own."""
     attempt: str
     """Of the worker that wrote it."""
+    revision: int = 0
+    """How often the shard was repaired with other bytes than it had."""
     error: ShardError
+
+
+class JobRecord(StrictModel):
+    """`jobs/<id>/job.json`: a job at work, while it is."""
+
+    kind: Literal["extract", "gc"]
+    fingerprints12: tuple[str, ...]
+    """Of the teachers whose sets it works on."""
+    host: str
+
+
+class Forgotten(StrictModel):
+    """`commits/forgotten/<number>.json`: nobody needs this snapshot any more."""
+
+    number: int
 
 
 class SnapshotCommit(StrictModel):

@@ -26,6 +26,15 @@ class StrictModel(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def one_or_several(values: object) -> object:
+    """For a tuple: `a, b` as a command line gives it is several, one thing alone is one."""
+    if isinstance(values, str):
+        return tuple(
+            int(word) if word.strip().isdigit() else word.strip() for word in values.split(",")
+        )
+    return (values,) if isinstance(values, int) else values
+
+
 def parse(model: type[Model], data: object, origin: str) -> Model:
     """Validate `data`, read from `origin`, as a `model`.
 

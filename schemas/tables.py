@@ -45,6 +45,7 @@ SNAPSHOT = pa.schema(
         pa.field("set", pa.string(), nullable=False),
         pa.field("generation", pa.int32(), nullable=False),
         pa.field("shard", pa.int64(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
         pa.field("first_row", pa.int64(), nullable=False),
         pa.field("rows", pa.int32(), nullable=False),
         pa.field("ok", pa.int32(), nullable=False),

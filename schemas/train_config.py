@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.names import Grid, Name
+from schemas.store_config import StoreOptions
 from schemas.strict import StrictModel
 
 
@@ -67,7 +68,9 @@ class Loader(StrictModel):
 
 class TrainConfig(StrictModel):
     cache: str = Field(min_length=1)
-    """Folder of the cache."""
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
     snapshot: Annotated[int, Field(ge=1)] | Literal["latest"] = "latest"
     """Pinned to its number when the run starts."""
     stage: Literal["fixed"] = "fixed"

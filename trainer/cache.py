@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.catalog import Catalog, PlanReader, is_superseded
-from infra.store import open_store
+from infra.store import FROM_ENVIRONMENT, open_store
 from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
 from schemas.spans import Whole
+from schemas.store_config import StoreOptions
 from trainer.set_reader import SetBlock, SetReader, TeacherInfo
 
 
@@ -39,6 +40,7 @@ class CacheReader:
 
     Args:
         teachers: name -> grid, None for the only grid there is; None for every teacher.
+        store: how S3 is reached.
 
     Raises:
         CacheError: no cache, no such snapshot or teacher. DamageError: damaged records.
@@ -49,12 +51,18 @@ class CacheReader:
         cache: str,
         snapshot: int | Literal["latest"] = "latest",
         teachers: Mapping[str, int | None] | None = None,
+        store: StoreOptions = FROM_ENVIRONMENT,
     ) -> None:
-        self._store = open_store(cache)
+        self._store = open_store(cache, store)
         catalog = Catalog(self._store)
         number = catalog.latest_snapshot() if snapshot == "latest" else snapshot
         if number is None:
             raise CacheError(f"{cache}: has no snapshot yet; let extract finish first")
+        if number in catalog.forgotten():
+            raise CacheError(
+                f"{cache}: snapshot {number} was forgotten, and what it had may be gone; the "
+                f"newest is {catalog.latest_snapshot()}"
+            )
         pinned = catalog.snapshot(number)
         self.record, self.snapshot = catalog.record, number
         counted = pinned.commit.generations

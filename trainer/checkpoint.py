@@ -74,7 +74,7 @@ def recipe(config: TrainConfig) -> dict[str, JsonValue]:
     """The fields that must not change, by dotted name."""
     chosen = config.model_dump(mode="json", include=RECIPE_FIELDS)
     # The same words mean another folder once the command is run from elsewhere.
-    chosen["cache"] = open_store(config.cache).url
+    chosen["cache"] = open_store(config.cache, config.store).url
     return _flat(chosen)
 
 

@@ -22,10 +22,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from infra.pixels.decode import decode, silence_pillow
 from infra.pixels.views import draws_of_row, pixels_digest, see
 from infra.sources import Source, open_source
+from infra.store import FROM_ENVIRONMENT
 from schemas.errors import CacheError, ConfigError, ImageError, ResumeError
 from schemas.keyed_hash import hash_texts
 from schemas.names import BLOCK_ROWS
 from schemas.spans import images_and_views
+from schemas.store_config import StoreOptions
 from trainer.batch import Batch, Target
 from trainer.cache import Block, CacheReader
 from trainer.order import BlockTable, EpochOrder
@@ -40,7 +42,7 @@ class CacheStream(IterableDataset[Batch]):
     """Endless batches of a pinned snapshot, epoch after epoch; an epoch's last may be short.
 
     Args:
-        cache: folder of the cache.
+        cache: folder of the cache, or s3://BUCKET/PREFIX.
         snapshot: its number, or the newest.
         teachers: name -> grid, None for the only one it was cached at; None for every teacher.
         pixels: side of the student's squares; None gives batches without pictures.
@@ -49,6 +51,7 @@ class CacheStream(IterableDataset[Batch]):
         images_root: where the data set is now, if not where it was extracted from.
         threads: that read and decode.
         prefetch_batches: batches prepared ahead.
+        store: how S3 is reached, where the environment does not say it.
 
     Raises:
         CacheError: no cache, no snapshot, no rows to serve.
@@ -67,10 +70,11 @@ class CacheStream(IterableDataset[Batch]):
         images_root: str | None = None,
         threads: int | Literal["auto"] = "auto",
         prefetch_batches: int = 4,
+        store: StoreOptions = FROM_ENVIRONMENT,
     ) -> None:
         super().__init__()
         silence_pillow()
-        self._reader = CacheReader(cache, snapshot, teachers)
+        self._reader = CacheReader(cache, snapshot, teachers, store)
         self._pixels, self._batch_size, self._seed = pixels, batch_size, seed
         automatic = min(MAX_AUTO_THREADS, os.cpu_count() or 1)
         self._threads = automatic if threads == "auto" else threads

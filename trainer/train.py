@@ -102,6 +102,7 @@ def _open_stream(
         seed=config.seed,
         images_root=config.images.root,
         threads=config.loader.threads,
+        store=config.store,
         prefetch_batches=config.loader.prefetch_batches,
     )
     if config.snapshot == "latest":

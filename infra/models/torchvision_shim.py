@@ -21,7 +21,8 @@ _libraries: list[torch.library.Library] = []
 def make_torchvision_importable() -> None:
     """Does nothing on a CUDA torch, or where torchvision's own operators load."""
     spec = importlib.util.find_spec("torchvision")
-    if torch.version.cuda or "torchvision" in sys.modules or spec is None or spec.origin is None:
+    done = _libraries or "torchvision" in sys.modules
+    if torch.version.cuda or done or spec is None or spec.origin is None:
         return
     try:
         torch.ops.load_library(Path(spec.origin).with_name("_C.so"))  # type: ignore[no-untyped-call]

@@ -107,8 +107,9 @@ class Cache:
         while commit["parent"] is not None:
             commit = self.sealed(f"commits/snapshots/{commit['parent']:06d}.json")
             lines += pq.read_table(pa.BufferReader(self.object(commit["table"]))).to_pylist()
-        assert len(lines) == snapshot["shards"]
-        return snapshot, lines
+        last = {(line["set"], line["generation"], line["shard"]): line for line in reversed(lines)}
+        assert len(last) == snapshot["shards"]
+        return snapshot, list(last.values())
 
     def check_set(self, path: str) -> tuple[Record, Record]:
         """A set's teacher and codec, each what its path says."""

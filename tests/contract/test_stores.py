@@ -14,6 +14,7 @@ import pytest
 
 from infra.store import LocalStore, MemoryStore, ObjectStore, open_store
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
+from tests.s3server import s3_server
 
 
 class ObjectStoreContract:
@@ -126,12 +127,15 @@ class ObjectStoreContract:
             "a//b",
             "a/",
             "a\0b",
+            "a\nb",
+            "a\x7f",
+            "a\udcffb",
             ".partial/a",
         ],
     )
     def test_keys__that_are_none_are_refused_everywhere(self, store: ObjectStore, key: str) -> None:
         reads = (store.get, store.size, lambda key: store.get_range(key, 0, 1))
-        for use in (*reads, lambda key: store.create(key, b"")):
+        for use in (*reads, store.delete, lambda key: store.create(key, b"")):
             with pytest.raises(StoreError, match="is not a key") as caught:
                 use(key)
             assert not isinstance(caught.value, NotFound)
@@ -142,11 +146,27 @@ class ObjectStoreContract:
             list(store.keys(prefix))
 
     def test_keys__with_odd_characters(self, store: ObjectStore) -> None:
-        keys = {"a b/c%20.json", "ü/é.json", "a..b/...c", "[x]*?.json"}
+        keys = {"a b/c%20.json", "ü/é.json", "a..b/...c", "[x]*?.json", "~a#b/+&=;@.json", "日本"}
         for key in keys:
             store.create(key, key.encode())
         assert set(store.keys("")) == keys
         assert all(store.get(key) == key.encode() for key in keys)
+
+    def test_delete__removes_the_object_and_no_other(self, store: ObjectStore) -> None:
+        for key in ("a/b", "a/bc", "a/b2/c"):
+            store.create(key, b"x")
+        store.delete("a/b")
+        assert sorted(store.keys("")) == ["a/b2/c", "a/bc"]
+        with pytest.raises(NotFound):
+            store.get("a/b")
+        store.create("a/b", b"again")
+        assert store.get("a/b") == b"again"
+
+    @pytest.mark.parametrize("key", ["nothing", "a/nothing", "a", "a/b/c"])
+    def test_delete__of_what_is_not_there_is_no_error(self, store: ObjectStore, key: str) -> None:
+        store.create("a/b", b"x")
+        store.delete(key)
+        assert store.get("a/b") == b"x"
 
 
 class TestMemoryStore(ObjectStoreContract):
@@ -220,6 +240,27 @@ class TestLocalStore(ObjectStoreContract):
     def test_store__two_openings_are_one_store(self, tmp_path: Path) -> None:
         open_store(f"file://{tmp_path}/c").create("k", b"x")
         assert open_store(os.path.relpath(tmp_path / "c")).get("k") == b"x"
+
+
+@pytest.mark.s3
+class TestS3Store(ObjectStoreContract):
+    """Over the server that TEACHONCE_TEST_S3 names, or moto."""
+
+    @pytest.fixture
+    def store(self, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+        server = s3_server()
+        server.enter(monkeypatch)
+        return server.store()
+
+    def test_keys__of_several_pages(
+        self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("infra.s3_store._PAGE", 4)
+        keys = {f"a/{number}" for number in range(10)} | {"a/3/b", "b"}
+        for key in keys:
+            store.create(key, b"")
+        assert sorted(store.keys("")) == sorted(keys)
+        assert sorted(store.keys("a/")) == sorted(keys - {"b"})
 
 
 def test_open_store__memory_is_the_same_for_the_same_name() -> None:

@@ -66,6 +66,10 @@ class FaultStore:
         self._live()
         return self._store.keys(prefix)
 
+    def delete(self, key: str) -> None:
+        self._live()
+        self._store.delete(key)
+
     def _exists(self, key: str) -> bool:
         try:
             self._store.size(key)

@@ -35,7 +35,7 @@ from tests.fault.fault_store import Died, Fault, FaultStore
 IMAGES, VIEWS = 39, 2
 GOOD = (IMAGES - 1) * VIEWS
 SHARDS = 3
-WRITES = 12 + 3 * SHARDS
+WRITES = 14 + 3 * SHARDS
 """Constants, plan (2), calibration, teacher, codec, array, snapshot (2); and each shard's."""
 
 
@@ -126,7 +126,7 @@ def test_extract__dies_at_every_write_in_turn(job: Job, fault: Fault) -> None:
         assert result["snapshot"] == 1
         assert verify_here("memory://").status == 0, faulty.struck
     kinds = {key.partition("/")[0] for key in struck}
-    assert kinds == {"cache.json", "plan", "commits", "teachers", "features", "snapshots"}
+    assert kinds == {"cache.json", "plan", "commits", "teachers", "features", "snapshots", "jobs"}
     assert len(struck) == WRITES
 
 
@@ -136,7 +136,7 @@ def test_extract__dies_again_and_again(job: Job) -> None:
     store = MemoryStore()
     for attempt in itertools.count():
         assert attempt < WRITES, "no progress"
-        faulty = FaultStore(store, "after", at=2)
+        faulty = FaultStore(store, "after", at=4)  # two are the lease
         with suppress(Died):
             job.run(faulty)
         faulty.end()

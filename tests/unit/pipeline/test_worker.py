@@ -6,11 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from infra.store import open_store
 from pipeline import sets as feature_sets
-from schemas.errors import ConfigError, SourceError
-from tests.caches import CNN, VIT, commits, config_of, extract_here, pictures, verify_here
+from pipeline.extract import extract
+from pipeline.teachers import LoadedTeacher
+from schemas.errors import ConfigError, SourceError, TeacherError
+from tests.caches import (
+    CNN,
+    VIT,
+    Quiet,
+    commits,
+    config_of,
+    extract_here,
+    local_pool,
+    pictures,
+    verify_here,
+)
 from trainer.cache import CacheReader
 
 IMAGES, VIEWS, SPAN = 70, 3, 64
@@ -80,3 +93,37 @@ def test_process__a_data_set_that_is_gone_makes_no_bad_rows(
     monkeypatch.setattr(feature_sets, "span_tasks", lambda *arguments: list(lost(*arguments)))
     with pytest.raises(SourceError, match=r"none of \d+ planned pictures is there"):
         extract_here(both)
+
+
+def test_process__no_room_on_the_gpu_halves_the_batch(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = LoadedTeacher.__call__
+
+    def small(teacher: LoadedTeacher, squares: list[Any]) -> Any:
+        if len(squares) > 9:
+            raise torch.OutOfMemoryError("no room")
+        return call(teacher, squares)
+
+    monkeypatch.setattr(LoadedTeacher, "__call__", small)
+    terminal = Quiet()
+    told = extract(config_of(tmp_path / "cache", source), terminal, local_pool).result
+    assert (told["ok"], told["teacher_forwards"]) == (IMAGES, IMAGES)
+    assert any(line.startswith("batch size   8  (a GPU had") for line in terminal.lines)
+    assert verify_here(tmp_path / "cache", against_teacher=5).status == 0
+
+
+def test_process__no_room_for_one_picture_is_said(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(teacher: LoadedTeacher, squares: list[Any]) -> Any:
+        calls.append(squares)
+        if len(calls) == 1:  # the probe's
+            return call(teacher, squares)
+        raise torch.OutOfMemoryError("no room")
+
+    calls: list[Any] = []
+    call = LoadedTeacher.__call__
+    monkeypatch.setattr(LoadedTeacher, "__call__", none)
+    with pytest.raises(TeacherError, match="test_vit: the GPU has no room for one picture of 32"):
+        extract_here(config_of(tmp_path / "cache", source))
