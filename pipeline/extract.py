@@ -61,9 +61,9 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     """
     start = time.perf_counter()
     store = open_store(config.cache, config.store)
-    refuse_unsafe_store(store)
     source = open_source(config.images.source, config.images.columns)
     teachers = describe_teachers(config, terminal)
+    refuse_unsafe_store(store)
     catalog = open_or_create_cache(store, config)
     fingerprints12 = tuple(task.record.fingerprint12 for task in teachers)
     with lease(store, "extract", fingerprints12):

@@ -35,7 +35,7 @@ from tests.fault.fault_store import Died, Fault, FaultStore
 IMAGES, VIEWS = 39, 2
 GOOD = (IMAGES - 1) * VIEWS
 SHARDS = 3
-WRITES = 14 + 3 * SHARDS
+WRITES = 15 + 3 * SHARDS
 """Constants, plan (2), calibration, teacher, codec, array, snapshot (2); and each shard's."""
 
 
@@ -78,7 +78,7 @@ class Job:
 
     def use(self, store: ObjectStore) -> None:
         for module in (pipeline.extract, pipeline.worker, pipeline.verify):
-            self._patch.setattr(module, "open_store", lambda url: store)
+            self._patch.setattr(module, "open_store", lambda *_: store)
 
     def again(self) -> dict[str, Any]:
         outcome = extract_here(self._config)
@@ -126,7 +126,16 @@ def test_extract__dies_at_every_write_in_turn(job: Job, fault: Fault) -> None:
         assert result["snapshot"] == 1
         assert verify_here("memory://").status == 0, faulty.struck
     kinds = {key.partition("/")[0] for key in struck}
-    assert kinds == {"cache.json", "plan", "commits", "teachers", "features", "snapshots", "jobs"}
+    assert kinds == {
+        "cache.json",
+        "plan",
+        "commits",
+        "teachers",
+        "features",
+        "snapshots",
+        "jobs",
+        ".check",
+    }
     assert len(struck) == WRITES
 
 
@@ -136,7 +145,7 @@ def test_extract__dies_again_and_again(job: Job) -> None:
     store = MemoryStore()
     for attempt in itertools.count():
         assert attempt < WRITES, "no progress"
-        faulty = FaultStore(store, "after", at=4)  # two are the lease
+        faulty = FaultStore(store, "after", at=5)  # one tries the store, two are the lease
         with suppress(Died):
             job.run(faulty)
         faulty.end()

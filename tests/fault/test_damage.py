@@ -82,7 +82,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
     def use(store: MemoryStore) -> None:
         for module in (pipeline.verify, trainer.cache):
-            monkeypatch.setattr(module, "open_store", lambda url: store)
+            monkeypatch.setattr(module, "open_store", lambda *_: store)
 
     return use
 
