@@ -24,7 +24,7 @@ UNREACHABLE_PATIENCE_S = 15.0
 """With an endpoint that no connection can be made to."""
 LEAST_ATTEMPTS = 2
 """Even where the first has used up all patience, as sending a large object may."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0
 # Not the generator that a run seeds: its workers would come back all at the same moment.
 _random = random.SystemRandom()
 
@@ -140,7 +140,7 @@ def ask(place: Place, doing: Doing, key: str, attempt: Callable[[], Answer]) -> 
         attempts += 1
         if doing == "reading" and fault.status == 404 and fault.code != "NoSuchBucket":
             raise NotFound(f"{place.url}: no object {key}", key=key)
-        pause = _random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempts))
+        pause = _random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempts))
         waited = time.monotonic() - start
         patience = UNREACHABLE_PATIENCE_S if fault.unreachable else PATIENCE_S
         enough = attempts >= LEAST_ATTEMPTS and waited + pause > patience

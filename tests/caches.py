@@ -1,5 +1,6 @@
 """Tiny caches: photographs, a configuration over them, and an extraction in this process."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from infra.command import Outcome
-from infra.store import ObjectStore
+from infra.store import LocalStore, ObjectStore
 from infra.terminal import Terminal
 from pipeline import verify
 from pipeline.extract import extract
@@ -108,6 +110,18 @@ def local_pool(job: Job, tasks: int) -> Iterator[LocalPool]:
 def extract_here(config: ExtractConfig) -> Outcome:
     """The whole command without Ray, in this process."""
     return extract(config, Quiet(), local_pool)
+
+
+def undisturbed(cache: Path, source: Path, workers: int, **changes: Any) -> dict[str, Any]:
+    """What a cache holds after a run in this process, with the threads of one of so many workers:
+    bits depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        extract_here(config_of(cache, source, **changes))
+    finally:
+        torch.set_num_threads(threads)
+    return contents(LocalStore(cache))
 
 
 def verify_here(cache: str | Path, against_teacher: int | None = None) -> Outcome:

@@ -6,6 +6,7 @@ them); otherwise moto runs in this process. Each session has a bucket of its own
 
 import functools
 import http.client
+import json
 import logging
 import os
 import threading
@@ -49,6 +50,17 @@ class S3Server:
             aws_secret_access_key=self.secret,
         )
 
+    def open_to_all(self, keys: str) -> None:
+        """Let everybody read and write below these keys, and no longer below others."""
+        statement = {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+            "Resource": f"arn:aws:s3:::{self.bucket}/{keys}",
+        }
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self.client().put_bucket_policy(Bucket=self.bucket, Policy=policy)
+
     def environment(self) -> dict[str, str]:
         """What a process needs to come as the owner of the bucket, and nothing of the user's."""
         return {
@@ -75,7 +87,9 @@ def s3_server() -> S3Server:
         key, secret = (os.environ[f"TEACHONCE_TEST_S3_{name}"] for name in ("KEY", "SECRET"))
         server = S3Server(endpoint, key, secret, bucket, checks_signatures=True)
     else:
-        server = S3Server(_moto(), "key", "a-secret-of-moto", bucket, checks_signatures=False)
+        server = S3Server(
+            _moto(), "motos-own-key", "motos-own-secret", bucket, checks_signatures=False
+        )
     server.client().create_bucket(Bucket=bucket)
     return server
 
@@ -111,13 +125,17 @@ class FaultyGateway:
     """Passes requests on to a server; `strike` says what befalls the next ones.
 
     Host and path stay as they were signed, so the server's check of the signature is its own.
+
+    Args:
+        drops: a header that is not passed on.
     """
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(self, server: S3Server, drops: str = "") -> None:
         self.faults: deque[Fault] = deque()
         self.requests: list[tuple[str, dict[str, str]]] = []
         """Method and headers (names in lower case) of all that came, in order."""
         self._upstream = urlsplit(server.endpoint).netloc
+        self._drops = drops
         self._lock = threading.Lock()
         gateway = self
 
@@ -181,7 +199,8 @@ class FaultyGateway:
                 request.command, request.path, skip_host=True, skip_accept_encoding=True
             )
             for name, value in request.headers.items():
-                upstream.putheader(name, value)
+                if name.lower() != self._drops:
+                    upstream.putheader(name, value)
             upstream.endheaders(body)
             answer = upstream.getresponse()
             reply = answer.read()

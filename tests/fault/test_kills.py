@@ -1,22 +1,19 @@
 """Real processes, killed half way: the driver, and a Ray worker."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from infra.store import LocalStore
 from tests.caches import (
     Array,
     assert_same,
     commits,
-    config_of,
     contents,
-    extract_here,
     pictures,
     settings,
+    undisturbed,
     verify_here,
 )
 from tests.processes import (
@@ -47,16 +44,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
-    """By a run in this process, with a worker's threads: bits depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
-    try:
-        cache = tmp_path_factory.mktemp("undisturbed")
-        extract_here(config_of(cache, source, **SETTINGS))
-    finally:
-        torch.set_num_threads(threads)
-    return contents(LocalStore(cache))
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), source, WORKERS, **SETTINGS)
 
 
 class Killed:
@@ -93,7 +82,7 @@ def job(tmp_path: Path, source: Path) -> Killed:
     return Killed(tmp_path, source)
 
 
-def test_extract__driver_killed_half_way(job: Killed, undisturbed: dict[str, Array]) -> None:
+def test_extract__driver_killed_half_way(job: Killed, expected: dict[str, Array]) -> None:
     with start(*job.words) as process:
         job.wait_for_commits(4)
         workers = workers_of(process.pid)
@@ -109,11 +98,11 @@ def test_extract__driver_killed_half_way(job: Killed, undisturbed: dict[str, Arr
     assert rerun.result["shards_reused"] == done
     assert rerun.result["teacher_forwards"] == (SHARDS - done) * 32
     job.assert_kept(before)
-    assert_same(contents(job.store), undisturbed)
+    assert_same(contents(job.store), expected)
     assert verify_here(job.cache).status == 0
 
 
-def test_extract__a_worker_killed_half_way(job: Killed, undisturbed: dict[str, Array]) -> None:
+def test_extract__a_worker_killed_half_way(job: Killed, expected: dict[str, Array]) -> None:
     with start(*job.words) as process:
         job.wait_for_commits(4)
         kill(workers_of(process.pid)[0])
@@ -125,5 +114,5 @@ def test_extract__a_worker_killed_half_way(job: Killed, undisturbed: dict[str, A
     assert done.result["shards"] == SHARDS
     assert done.result["ok"] == PICTURES * 2
     job.assert_kept(before)
-    assert_same(contents(job.store), undisturbed)
+    assert_same(contents(job.store), expected)
     assert verify_here(job.cache).status == 0

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import torch
 
 from infra.store import LocalStore, ObjectStore
 from tests.caches import (
     Array,
     assert_same,
     commits,
-    config_of,
     contents,
-    extract_here,
     pictures,
     settings,
+    undisturbed,
 )
 from tests.processes import (
     by_module,
@@ -50,15 +48,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
-    try:
-        cache = tmp_path_factory.mktemp("undisturbed")
-        extract_here(config_of(cache, source, **SETTINGS))
-    finally:
-        torch.set_num_threads(threads)
-    return contents(LocalStore(cache))
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), source, WORKERS, **SETTINGS)
 
 
 def victims(driver: int) -> list[int]:
@@ -75,7 +66,7 @@ def victims(driver: int) -> list[int]:
 def test_extract__killed_at_random_moments(
     where: Literal["disk", "s3"],
     source: Path,
-    undisturbed: dict[str, Array],
+    expected: dict[str, Array],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -111,6 +102,6 @@ def test_extract__killed_at_random_moments(
             if out.status == 0:
                 break
         caches += 1
-        assert_same(contents(store), undisturbed)
+        assert_same(contents(store), expected)
     with capsys.disabled():
         print(f"\n{kills} kills over {caches} caches on {where}: each as undisturbed")
