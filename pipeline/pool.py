@@ -19,6 +19,8 @@ from schemas.errors import ConfigError, TeachonceError
 from schemas.extract_config import Workers
 
 Task = TypeVar("Task", bound=Hashable)
+LOOK_S = 5.0
+"""How often, while nothing happens, somebody looks whether there still is a cluster."""
 ATTEMPTS = 3
 """Workers that a task may take with it before the job gives up on it."""
 
@@ -76,7 +78,7 @@ class RayPool:
         for number, task in enumerate(first):
             submit(number, task)
         while running:
-            (reference,), _ = self._ray.wait(list(running), num_returns=1)
+            reference = self._wait(list(running))
             number, task = running.pop(reference)
             try:
                 # A worker that could not load says so, and not what it then tripped over.
@@ -101,11 +103,26 @@ class RayPool:
 
     def _load(self) -> None:
         try:
-            self._get(self._loads)
+            for load in self._loads:
+                self._wait([load])
+                self._get(load)
         except self._ray.exceptions.RayActorError as error:
             raise TeachonceError(
                 f"a worker died while it loaded the teachers, for want of memory perhaps: {error}"
             ) from None
+
+    def _wait(self, references: list[Any]) -> Any:
+        """The first that is ready. Actors start again wherever a node has room, however long that
+        takes, but not where no node is left: Ray itself would wait for ever."""
+        while True:
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_S)
+            if ready:
+                return ready[0]
+            if not any(node["Alive"] for node in self._ray.nodes()):
+                raise TeachonceError(
+                    "Ray has lost its last node (out of memory, or killed); what was committed "
+                    "stays: run again"
+                )
 
     def _get(self, references: Any) -> Any:
         """What the workers returned; raises what one of ours raised, without Ray around it."""
