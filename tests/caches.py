@@ -112,11 +112,11 @@ def extract_here(config: ExtractConfig) -> Outcome:
     return extract(config, Quiet(), local_pool)
 
 
-def undisturbed(cache: Path, source: Path, workers: int, **changes: Any) -> dict[str, Any]:
+def undisturbed(cache: Path, source: Path, processes: int, **changes: Any) -> dict[str, Any]:
     """What a cache holds after a run in this process, with the threads of one of so many workers:
     bits depend on their number."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         extract_here(config_of(cache, source, **changes))
     finally:
