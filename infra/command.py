@@ -13,14 +13,15 @@ import traceback
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from infra.redact import harmless
 from infra.terminal import Terminal
+from infra.yaml_file import read_yaml
 from schemas.errors import ConfigError, TeachonceError
 from schemas.strict import fields, parse
 
@@ -64,12 +65,15 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
         )
         outcome: Outcome = load(command.function)(config, terminal)
     except TeachonceError as error:
-        print(f"teachonce {name}: {error}", file=sys.stderr)
-        outcome = Outcome({"error": str(error)}, error.exit_status)
+        # Names and URLs of others stand in messages; what they could do to a terminal or give away
+        # does not.
+        text = harmless(str(error))
+        print(f"teachonce {name}: {text}", file=sys.stderr)
+        outcome = Outcome({"error": text}, error.exit_status)
     except Exception as error:
         # A fault of ours: say everything, and still answer a program that waits for the object.
         traceback.print_exc()
-        outcome = Outcome({"error": f"{type(error).__name__}: {error}"}, 1)
+        outcome = Outcome({"error": harmless(f"{type(error).__name__}: {error}")}, 1)
     except KeyboardInterrupt:
         print(f"teachonce {name}: stopped; what was committed stays", file=sys.stderr)
         outcome = Outcome({"error": "interrupted"}, 130)
@@ -111,7 +115,7 @@ def read_config(model: type[BaseModel], positional: Sequence[str], words: Sequen
             else:
                 raise ConfigError(f"command line: --{name} needs a value")
         if name == "config":
-            origin, data = value, _read_yaml(value)
+            origin, data = value, read_yaml(value, f"--config {value}")
         else:
             overrides.append((name.split("."), value))
     for path, value in overrides:
@@ -140,18 +144,6 @@ def usage(name: str, command: Command, model: type[BaseModel]) -> str:
         if info.description:
             lines.append("      " + re.sub(r"\s+", " ", info.description))
     return "\n".join(lines)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"--config {path}: a mapping of keys is expected")
-    return data
 
 
 def _override(model: type[BaseModel], data: dict[str, Any], path: list[str], value: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from infra.redact import harmless
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -20,7 +22,7 @@ class Terminal:
         self._console = Console(stderr=to_stderr, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(harmless(text), markup=False)
 
     def decide(self, what: str, choice: object, reason: str) -> None:
         """Print an automatic decision and why it was made."""
@@ -28,7 +30,7 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-        console.print(f"warning: {text}", markup=False)
+        console.print(f"warning: {harmless(text)}", markup=False)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator["Meter"]:

@@ -150,10 +150,11 @@ class _Extraction:
     ) -> None:
         self._config, self._terminal, self._store = config, terminal, store
         self._teachers, self._standing, self._damaged = teachers, standing, damaged
+        self._source = source.url
         self._job = Job(
             cache=store.url,
             store=config.store,
-            source=source.url,
+            source=source.location,
             columns=config.images.columns,
             teachers=teachers,
             generations=tuple(generation.plan for generation in standing),
@@ -229,7 +230,7 @@ class _Extraction:
         lost = int((counting & ~generation.is_there).sum())
         if lost > self._config.tolerate_bad_images * counting.sum():
             raise ConfigError(
-                f"images {self._job.source}: {lost:,} of the {counting.sum():,} pictures that are "
+                f"images {self._source}: {lost:,} of the {counting.sum():,} pictures that are "
                 "still to be computed are no longer there; bring them back, or raise "
                 "tolerate_bad_images to go on without them"
             )

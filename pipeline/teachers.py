@@ -16,6 +16,7 @@ from infra.models.libraries import build_encoder
 from infra.models.weights import tensors_digest
 from infra.pixels.views import Pixels
 from infra.provenance import versions
+from infra.redact import public_url
 from schemas.errors import TeacherError
 from schemas.extract_config import Teacher
 from schemas.fingerprint import fingerprint
@@ -91,7 +92,7 @@ def load_teacher(teacher: Teacher, precision: Precision, device: str) -> LoadedT
             **parts,
             "fingerprint": fingerprint(parts),
             "native_pixels": encoder.native_pixels,
-            "weights": teacher.weights,
+            "weights": public_url(teacher.weights),
             "versions": {**versions(), "device": device},
         }
     )

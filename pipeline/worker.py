@@ -53,6 +53,7 @@ class Worker:
         # A batch never crosses a chunk, so what is in it does not depend on what is missing.
         chunk = max(BLOCK_ROWS, 1 << (job.batch_size.bit_length() - 1))
         source = open_source(job.source, job.columns)
+        self._source = source.url
         self._decoder = DecodeAhead(source, job.decode_threads, chunk)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._sets: tuple[FeatureSet, ...] = ()
@@ -155,7 +156,7 @@ class Worker:
         tried = [picture for picture in pictures if picture.reason is None or picture.seconds]
         if tried and all(picture.missing for picture in tried):
             raise SourceError(
-                f"images {self._job.source}: none of {len(tried)} planned pictures is there, such "
+                f"images {self._source}: none of {len(tried)} planned pictures is there, such "
                 f"as {tried[0].key}; bring the data set back and run again"
             )
 

@@ -1,19 +1,32 @@
-"""Encoded bytes to an RGB picture, upright and at full scale."""
+"""Encoded bytes to an RGB picture, upright and at full scale.
 
-import io
+Whatever the bytes are, the answer is a picture or an `ImageError`, in time and memory that
+infra/pixels/limits.py bounds: no clock runs, because a thread inside a decoder cannot be stopped.
+"""
+
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from infra.pixels.limits import (
+    DEFAULT,
+    EXIF_BYTES,
+    Limits,
+    MeteredBytes,
+    exif_bytes,
+    refuse_encoded,
+    refuse_opened,
+)
+from infra.redact import printable
 from schemas.errors import ImageError
-
-MAX_PIXELS = 2**27
-"""Pictures of more pixels (134 million, 400 MB decoded) are refused before they are decoded."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """Of what Pillow reads only pictures: others (EPS) start programs, or are rarely meant."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_STRIP_PIXELS = 2**20
+_REASON_LENGTH = 200
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +46,7 @@ def silence_pillow() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, limits: Limits = DEFAULT) -> Image.Image:
     """Decode the first frame: EXIF orientation applied, alpha over black, 16 bit scaled to 8.
 
     Raises:
@@ -42,25 +55,27 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(
-                f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed"
-            )
+        refuse_encoded(data, limits)
+        image = Image.open(MeteredBytes(data), formats=_FORMATS)
+        refuse_opened(image, data, limits)
         image.load()
         return _upright(_to_rgb(image), image)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
+        raise ImageError(f"more pixels than the {limits.max_pixels} allowed") from None
     except UnidentifiedImageError:
         raise ImageError("not a picture in any known format") from None
     # Pillow's plugins raise whatever their parsers trip over; a bad picture must not stop a job.
     except Exception as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from None
+        # Their messages quote the file, and end up in tables and logs.
+        text = printable(str(error).strip()[:_REASON_LENGTH])
+        raise ImageError(f"{type(error).__name__}: {text}") from None
 
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    if exif_bytes(original) > EXIF_BYTES:
+        raise ImageError(f"{exif_bytes(original)} bytes of EXIF are more than {EXIF_BYTES}")
     try:
         turn = _UPRIGHT.get(original.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # A damaged EXIF block is no reason to lose a sound picture.
@@ -72,18 +87,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in _SIXTEEN_BIT_MODES or image.mode == "I":
-        return _scaled_16_bit(image).convert("RGB")
+        return _by_strips(image, _scaled_16_bit)
     if image.mode == "F":
         raise ImageError("floating-point pixels have no defined range")
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, colours).convert("RGB")
+        return _by_strips(image, _over_black)
     return image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A change of single pixels, so many at a time that what lies between is never large."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(change(image.crop(box)), box)
+    return rgb
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
 
 
 def _scaled_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ImageError("integer pixels outside 0..65535 have no defined range")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

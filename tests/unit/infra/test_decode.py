@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infra.pixels import decode as module
 from infra.pixels.decode import decode
 from schemas.errors import ImageError
 from tests.builders import encoded, photograph, photograph_bytes, pixels
@@ -79,6 +80,24 @@ def test_decode__palette_with_a_transparent_colour() -> None:
     image.putdata([0, 1, 2])
     decoded = pixels(decode(encoded(image, transparency=1)))
     assert decoded[0].tolist() == [[10, 20, 30], [0, 0, 0], [90, 80, 70]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "I;16"])
+def test_decode__strips_are_seamless(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph(6, 50, 37)
+    grey = image.convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(pixels(grey).astype(np.uint16) * 250)
+    elif mode == "P":
+        image = image.quantize(16)
+    else:
+        image.putalpha(grey)
+        image = image.convert(mode)
+    options = {"transparency": 3} if mode == "P" else {}
+    data = encoded(image, "TIFF" if mode == "PA" else "PNG", **options)
+    whole = pixels(decode(data))
+    monkeypatch.setattr(module, "_STRIP_PIXELS", 120)  # two rows
+    assert (pixels(decode(data)) == whole).all()
 
 
 def test_decode__first_frame_of_an_animation() -> None:
