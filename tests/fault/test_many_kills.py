@@ -28,7 +28,6 @@ from tests.processes import (
     kill,
     start,
     title,
-    until,
 )
 from tests.s3server import s3_server
 
@@ -95,7 +94,10 @@ def test_extract__killed_at_random_moments(
                 below = descendants(driver.pid)
                 stdout, stderr = driver.communicate(timeout=240)
                 out = ended(driver.returncode, stdout, stderr)
-                until(lambda left=below: not any(map(is_running, left)), seconds=60)
+                end = time.monotonic() + 60
+                while any(map(is_running, below)) and time.monotonic() < end:
+                    time.sleep(0.1)
+            assert [title(pid) for pid in below if is_running(pid)] == []
             now = commits(store)
             assert {key: now.get(key) for key in known} == known  # nothing is committed twice
             known = now
