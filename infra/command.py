@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from infra.redact import harmless
 from infra.terminal import Terminal
-from infra.yaml_file import read_yaml
+from infra.yaml_file import parse_yaml, read_yaml
 from schemas.errors import ConfigError, TeachonceError
 from schemas.strict import fields, parse
 
@@ -72,7 +72,7 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
         outcome = Outcome({"error": text}, error.exit_status)
     except Exception as error:
         # A fault of ours: say everything, and still answer a program that waits for the object.
-        traceback.print_exc()
+        print(harmless(traceback.format_exc()), file=sys.stderr)
         outcome = Outcome({"error": harmless(f"{type(error).__name__}: {error}")}, 1)
     except KeyboardInterrupt:
         print(f"teachonce {name}: stopped; what was committed stays", file=sys.stderr)
@@ -166,8 +166,8 @@ def _value(model: type[BaseModel], path: list[str], text: str) -> Any:
     if _annotation(model, path) in (str, typing.Optional[str]):  # noqa: UP045
         return None if text == "null" else text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, f"--{'.'.join(path)}")
+    except ConfigError:
         return text
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.entry import Entry as Entry
+from infra.entry import Entry
 from infra.local_files import find_files, read_inside, too_large
 from infra.parquet_source import ParquetSource
 from infra.pixels.limits import DEFAULT

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from infra.durable import make_folders, sync_folder, write_through
+from infra.redact import public_url
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
 from schemas.store_config import StoreOptions
 
@@ -66,7 +67,7 @@ def open_store(url: str, options: StoreOptions = FROM_ENVIRONMENT) -> ObjectStor
     if url.startswith("s3://"):
         return _open_s3(url, options)
     if "://" in url and not url.startswith("file://"):
-        raise ConfigError(f"cache {url}: give a path, or s3://BUCKET/PREFIX")
+        raise ConfigError(f"cache {public_url(url)}: give a path, or s3://BUCKET/PREFIX")
     return LocalStore(Path(url.removeprefix("file://")))
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.catalog import Snapshot, get_checked, read_teacher
+from infra.redact import printable
 from infra.store import ObjectStore
 from schemas import tables
 from schemas.layout import SetPath
@@ -22,7 +23,7 @@ def bad_rows(store: ObjectStore, snapshot: Snapshot, sets: Collection[str]) -> d
         if line["set"] in sets:
             table = cls_table(store, line)
             for row in table.filter(pc.equal(table["status"], tables.BAD)).to_pylist():
-                bad.setdefault(row["row"], f"{row['key']}: {row['reason']}")
+                bad.setdefault(row["row"], f"{printable(row['key'])}: {row['reason']}")
     return bad
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from infra.redact import printable
 from infra.terminal import Terminal
 from pipeline.encode import Halves, encode
 from pipeline.pictures import Picture, Square
@@ -106,7 +107,7 @@ def tell(found: Mapping[str, Comparison | None], shown: int, terminal: Terminal)
     compared = {text: each for text, each in found.items() if each is not None}
     changes = {key: what for each in compared.values() for key, what in each.changes.items()}
     for key, what in list(changes.items())[:shown]:
-        terminal.warn(f"picture {key} {what}")
+        terminal.warn(f"picture {printable(key)} {what}")
     faults = [f"{text}: {fault}" for text, each in compared.items() for fault in each.faults]
     for fault in faults[:shown]:
         terminal.warn(fault)

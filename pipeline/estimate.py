@@ -37,7 +37,8 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
         ConfigError, CacheError, DamageError, SourceError, TeacherError: as `extract` would.
     """
     silence_pillow()
-    source = open_source(config.images.source, config.images.columns)
+    images = config.images
+    source = open_source(images.source, images.columns, images.max_bytes)
     teachers = describe_teachers(config, terminal)
     ahead = forecast(config, terminal, source, teachers)
     if not ahead.standing:

@@ -61,7 +61,8 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     """
     start = time.perf_counter()
     store = open_store(config.cache, config.store)
-    source = open_source(config.images.source, config.images.columns)
+    images = config.images
+    source = open_source(images.source, images.columns, images.max_bytes)
     teachers = describe_teachers(config, terminal)
     refuse_unsafe_store(store)
     catalog = open_or_create_cache(store, config)

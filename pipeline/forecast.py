@@ -24,6 +24,7 @@ from pipeline.sets import committed_shards, feature_sets, frozen_array, shard_ta
 from pipeline.unwritten import Unwritten
 from schemas import layout
 from schemas.extract_config import ExtractConfig
+from schemas.limits import Limits
 from schemas.records import Calibration, Moments, ObjectRecord, PlanCommit, TeacherRecord
 from schemas.sealed import seal
 from schemas.spans import images_and_views, rows_of, span_of
@@ -126,6 +127,7 @@ def _grown(
             span_images=span_images(count),
             source=source.url,
             columns=config.images.columns,
+            limits=Limits(max_pixels=config.images.max_pixels, max_bytes=config.images.max_bytes),
             parts=(),
             superseded=None,
         )

@@ -1,6 +1,6 @@
 """What a worker is told: all that an extraction needs, as values that travel between processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.moments import Spread
 from schemas.extract_config import Columns, Teacher
@@ -114,7 +114,8 @@ class Job:
 
     cache: str
     store: StoreOptions
-    source: str
+    source: str = field(repr=False)
+    """As it is opened: nobody is to see it."""
     columns: Columns
     teachers: tuple[TeacherTask, ...]
     generations: tuple[PlanCommit, ...]

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from infra.catalog import PlanReader
 from infra.pixels.decode import decode
+from infra.pixels.limits import DEFAULT
 from infra.pixels.views import Draws, Pixels, draws_of_row, pixels_digest, see
 from infra.sources import Source
 from schemas.errors import ImageError
 from schemas.extract_config import Views
+from schemas.limits import Limits
 from schemas.spans import Span
 
 
@@ -49,6 +51,7 @@ class Order:
     draws: dict[int, Draws | None]
     """By view; a generation that adds views has none of those before them."""
     squares: tuple[tuple[int, int], ...]
+    limits: Limits = DEFAULT
     reason: str | None = None
     """Why the image is not to be read at all: its rows are bad for this reason."""
 
@@ -65,7 +68,7 @@ def make_picture(source: Source, views: Views, order: Order) -> Picture:
     try:
         data = source.read(order.key)
         sha256 = hashlib.sha256(data).digest()
-        image = decode(data)
+        image = decode(data, order.limits)
     except ImageError as error:
         missing = bool(getattr(error, "missing", False))
         return Picture(
@@ -99,6 +102,7 @@ def orders_of_span(
                 key=views[0]["key"],
                 draws={row["view"]: draws_of_row(row) for row in views},
                 squares=tuple(sorted(set(squares[image]))),
+                limits=plan.commit.limits,
             )
         )
     return orders

@@ -22,6 +22,7 @@ from pipeline.listing import Listing, Standing, list_images, standings
 from schemas import layout, tables
 from schemas.errors import AlreadyExists, ConfigError, StoreError
 from schemas.extract_config import ExtractConfig
+from schemas.limits import Limits
 from schemas.names import BLOCK_ROWS, MAX_SPAN_IMAGES
 from schemas.records import CacheRecord, ObjectRecord, PlanCommit
 from schemas.sealed import digest, seal
@@ -112,6 +113,7 @@ def _write_generation(
         span_images=span_images(len(growth.places)),
         source=source.url,
         columns=config.images.columns,
+        limits=Limits(max_pixels=config.images.max_pixels, max_bytes=config.images.max_bytes),
         parts=(),
         superseded=None,
     )

@@ -134,9 +134,9 @@ class Recomputation:
                 found.rows_damaged += len(places)
 
     def _see(self, row: StoredRow, side: int) -> Picture:
-        order = Order(row.key, {row.view: row.draws}, ((row.view, side),))
-        views = self._plans[row.generation].commit.views
-        return make_picture(self._sources[row.generation], views, order)
+        commit = self._plans[row.generation].commit
+        order = Order(row.key, {row.view: row.draws}, ((row.view, side),), commit.limits)
+        return make_picture(self._sources[row.generation], commit.views, order)
 
 
 def _count(chosen: Chosen) -> int:
@@ -145,7 +145,7 @@ def _count(chosen: Chosen) -> int:
 
 def _open_source(plan: PlanCommit) -> Source:
     try:
-        return open_source(plan.source, plan.columns)
+        return open_source(plan.source, plan.columns, plan.limits.max_bytes)
     except ConfigError as error:
         raise ConfigError(
             f"comparing rows with their teachers needs the pictures where they were extracted "

@@ -14,6 +14,7 @@ from infra.catalog import PlanReader
 from infra.devices import synchronise
 from infra.pixels.decode import silence_pillow
 from infra.pixels.views import Pixels
+from infra.redact import printable
 from infra.sources import open_source
 from infra.store import open_store
 from pipeline.encode import encode
@@ -52,7 +53,9 @@ class Worker:
         self._plans = [PlanReader(self._store, commit) for commit in job.generations]
         # A batch never crosses a chunk, so what is in it does not depend on what is missing.
         chunk = max(BLOCK_ROWS, 1 << (job.batch_size.bit_length() - 1))
-        source = open_source(job.source, job.columns)
+        # Each picture is held to its own generation's limits when it is decoded.
+        max_bytes = max((commit.limits.max_bytes for commit in job.generations), default=1)
+        source = open_source(job.source, job.columns, max_bytes)
         self._source = source.url
         self._decoder = DecodeAhead(source, job.decode_threads, chunk)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -157,7 +160,7 @@ class Worker:
         if tried and all(picture.missing for picture in tried):
             raise SourceError(
                 f"images {self._source}: none of {len(tried)} planned pictures is there, such "
-                f"as {tried[0].key}; bring the data set back and run again"
+                f"as {printable(tried[0].key)}; bring the data set back and run again"
             )
 
     def _fill(

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from schemas.limits import Limits
 from schemas.names import BLOCK_ROWS, Grid, Name, Precision
 from schemas.store_config import StoreOptions
 from schemas.strict import StrictModel, one_or_several
@@ -18,7 +19,7 @@ class Columns(StrictModel):
     """Column of the class, read by `evaluate` only."""
 
 
-class Images(StrictModel):
+class Images(Limits):
     source: str
     """Folder (searched recursively), glob, or Parquet file or folder; a path or any fsspec URL."""
     columns: Columns = Columns()

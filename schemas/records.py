@@ -6,6 +6,7 @@ from pydantic import Field
 
 from schemas.extract_config import Columns, Views
 from schemas.fingerprint import FINGERPRINT_DIGITS
+from schemas.limits import Limits
 from schemas.names import BLOCK_ROWS, FORMAT_VERSION, PIXEL_RECIPE, ClsKind, Precision
 from schemas.strict import StrictModel
 
@@ -45,6 +46,8 @@ class PlanCommit(StrictModel):
     source: str
     """Where the images lay."""
     columns: Columns
+    limits: Limits = Limits()
+    """Pictures beyond them are bad rows of this generation, wherever they are read again."""
     parts: tuple[ObjectRecord, ...]
     superseded: ObjectRecord | None
     """Table of the earlier rows that no longer count, because their images are here anew."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.catalog import Catalog, PlanReader, is_superseded
+from infra.redact import printable
 from infra.store import FROM_ENVIRONMENT, open_store
 from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
@@ -123,7 +124,7 @@ class CacheReader:
         for row, key in enumerate(keys):
             if counts[row] and len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
                 raise CacheError(
-                    f"{self._store.url}: image {key} changed between the extractions of "
+                    f"{self._store.url}: image {printable(key)} changed between the extractions of "
                     f"{', '.join(self._sets)}; run extract again, which gives it new rows"
                 )
 

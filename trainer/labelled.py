@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.entry import Entry
 from infra.pixels.decode import decode
 from infra.pixels.views import Pixels, box, render
-from infra.sources import Entry, Source, open_source
+from infra.sources import Source, open_source
 from infra.terminal import Terminal
 from schemas.errors import ConfigError, ImageError
 from schemas.extract_config import Columns
@@ -45,7 +46,7 @@ def split(config: EvaluateOptions, terminal: Terminal) -> tuple[Part, Part]:
         ConfigError: nothing is there, pictures have no label, or there is only one class.
     """
     source = open_source(config.data, config.columns)
-    own = _own_split(source.url, config.columns)
+    own = _own_split(source.location, config.columns)
     if own is not None:
         terminal.decide("split", f"{own[0].url} | {own[1].url}", "the data set's own")
         train, test = (_part(half, list(half.entries()), 0, 10, config) for half in own)

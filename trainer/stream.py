@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.pixels.decode import decode, silence_pillow
 from infra.pixels.views import draws_of_row, pixels_digest, see
+from infra.redact import printable
 from infra.sources import Source, open_source
 from infra.store import FROM_ENVIRONMENT
 from schemas.errors import CacheError, ConfigError, ImageError, ResumeError
@@ -87,7 +88,7 @@ class CacheStream(IterableDataset[Batch]):
                 f"{', '.join(self.teachers)} cover in the views asked for"
             )
         self._sources: list[Source] = [
-            open_source(images_root or commit.source, commit.columns)
+            open_source(images_root or commit.source, commit.columns, commit.limits.max_bytes)
             for commit in (self._reader.generations if pixels else ())
         ]
         self._epoch = self._row = 0
@@ -216,17 +217,17 @@ class CacheStream(IterableDataset[Batch]):
     def _replay(self, block: Block, generation: int, row: int) -> npt.NDArray[np.uint8]:
         """The stored view of a row at the student's size. Raises CacheError if it is another."""
         line = {name: block.plan[name][row].as_py() for name in block.plan.column_names}
-        views = self._reader.generations[generation].views
+        commit = self._reader.generations[generation]
         key = line["key"]
         try:
             data = self._sources[generation].read(key)
-            image = decode(data)
+            image = decode(data, commit.limits)
         except ImageError as error:
             raise CacheError(
-                f"image {key}: {error}; it could be read when it was extracted. "
+                f"image {printable(key)}: {error}; it could be read when it was extracted. "
                 "Set images.root if the data set has moved"
             ) from None
-        square = see(image, draws_of_row(line), views, self._pixels or 0)
+        square = see(image, draws_of_row(line), commit.views, self._pixels or 0)
         self._refuse_other_pixels(block, row, key, data, square)
         return square
 
@@ -237,13 +238,13 @@ class CacheStream(IterableDataset[Batch]):
         for part in block.sets.values():
             if part.image_sha256[row] != sha256:
                 raise CacheError(
-                    f"image {key}: has changed since it was extracted; run extract again and "
-                    "train on the new snapshot, or restore the picture"
+                    f"image {printable(key)}: has changed since it was extracted; run extract "
+                    "again and train on the new snapshot, or restore the picture"
                 )
             if part.pixels == self._pixels and part.pixels_sha256[row] != pixels_digest(square):
                 raise CacheError(
-                    f"image {key}: decodes to other pixels here than where it was extracted; "
-                    "install the Pillow version that teacher.json names"
+                    f"image {printable(key)}: decodes to other pixels here than where it was "
+                    "extracted; install the Pillow version that teacher.json names"
                 )
 
     def _serve(self) -> tuple[BlockTable, list[tuple[int, int, npt.NDArray[np.int64]]]]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from infra.redact import harmless, public_url
 from schemas.errors import TeacherError, TeachonceError
 
 PRETRAINED = "pretrained"
@@ -80,12 +81,13 @@ def load_weights(
             names that are missing or left over.
     """
     state = _read(location)
+    shown = public_url(location)
     fault = _fill(model, state, leave_out)
     if fault is not None and convert is not None:
         try:
             converted = convert(state)
         except TeachonceError as error:
-            raise TeacherError(f"weights {location}: {error}") from None
+            raise TeacherError(f"weights {shown}: {error}") from None
         # A converter meets a file that it was not made for with whatever its first line raises.
         except Exception:
             converted = state
@@ -93,7 +95,7 @@ def load_weights(
         # Of two refusals the one that came closer tells what is wrong.
         fault = None if again is None else min(fault, again)
     if fault is not None:
-        raise TeacherError(f"weights {location} {fault.text}")
+        raise TeacherError(f"weights {shown} {fault.text}")
 
 
 class _Fault(NamedTuple):
@@ -120,32 +122,35 @@ def _fill(model: nn.Module, state: StateDict, leave_out: Collection[str]) -> _Fa
 
 
 def _read(location: str) -> StateDict:
+    shown = public_url(location)
     try:
         with fsspec.open(location, "rb") as file:
-            if Path(location).suffix == ".safetensors":
+            if Path(shown).suffix == ".safetensors":
                 return load_safetensors(file.read())
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise TeacherError(f"weights {location}: no such file") from None
-    # torch's own advice is to load such a file as a program; ours is not.
-    except pickle.UnpicklingError:
-        raise TeacherError(
-            f"weights {location}: holds other objects than tensors, or is no state dict; "
-            "such files are never run: save the state dict alone, or safetensors"
-        ) from None
-    # Every reader has its own errors for bytes that are not weights.
+        raise TeacherError(f"weights {shown}: no such file") from None
     except Exception as error:
-        raise TeacherError(
-            f"weights {location}: not safetensors or a state dict: {error}"
-        ) from None
+        raise TeacherError(f"weights {shown}: {_reason(error)}") from None
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not all(
         isinstance(value, Tensor) for value in loaded.values()
     ):
-        raise TeacherError(f"weights {location}: not a state dict")
+        raise TeacherError(f"weights {shown}: not a state dict")
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    # torch's own advice is to load such a file as a program; ours is not.
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return (
+            "holds other objects than tensors, or is no state dict; such files are never run: save "
+            "the state dict alone, or safetensors"
+        )
+    # Every reader has its own errors for bytes that are not weights, and they quote the URL.
+    return f"not safetensors or a state dict: {harmless(str(error))}"
 
 
 def tensors_digest(model: nn.Module) -> str:

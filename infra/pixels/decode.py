@@ -13,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 from infra.pixels.limits import (
     DEFAULT,
     EXIF_BYTES,
-    Limits,
     MeteredBytes,
     exif_bytes,
     refuse_encoded,
@@ -21,6 +20,7 @@ from infra.pixels.limits import (
 )
 from infra.redact import printable
 from schemas.errors import ImageError
+from schemas.limits import Limits
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """Of what Pillow reads only pictures: others (EPS) start programs, or are rarely meant."""

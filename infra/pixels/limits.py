@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterator
 
 from PIL import Image, ImageFile
-from pydantic import Field
 
 from infra.pixels import jpeg2000
 from infra.pixels.structure import (
@@ -23,17 +22,7 @@ from infra.pixels.structure import (
     webp_size,
 )
 from schemas.errors import ImageError
-from schemas.strict import StrictModel
-
-
-class Limits(StrictModel):
-    """What is beyond becomes a bad row, before it is decoded."""
-
-    max_pixels: int = Field(2**27, ge=1, le=2 * 89478485)
-    """Of one picture. Decoding takes 4 to 20 bytes a pixel, by its format, on each thread."""
-    max_bytes: int = Field(2**28, ge=1)
-    """Of one encoded picture."""
-
+from schemas.limits import Limits
 
 DEFAULT = Limits()
 

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from infra.pixels.decode import decode, silence_pillow
-from infra.pixels.limits import Limits
 from schemas.errors import ImageError
+from schemas.limits import Limits
 from tests.builders import encoded, photograph
 from tests.fault.attacks import ATTACKS, png_chunk
 

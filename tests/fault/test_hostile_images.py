@@ -17,6 +17,7 @@ import pytest
 from infra.pixels import limits
 from infra.pixels.decode import decode
 from schemas.errors import ImageError
+from schemas.limits import Limits
 from tests.builders import ROOT
 from tests.fault import corpus
 from tests.fault.attacks import ATTACKS, jpeg_with
@@ -136,11 +137,11 @@ def test_reads__are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits__are_configuration() -> None:
     data = corpus.pictures()["png"]
-    assert decode(data, limits.Limits(max_pixels=48 * 32, max_bytes=len(data))).size == (32, 48)
+    assert decode(data, Limits(max_pixels=48 * 32, max_bytes=len(data))).size == (32, 48)
     with pytest.raises(ImageError, match="48 x 32 pixels are more than the 1535 allowed"):
-        decode(data, limits.Limits(max_pixels=48 * 32 - 1))
+        decode(data, Limits(max_pixels=48 * 32 - 1))
     with pytest.raises(ImageError, match=f"{len(data)} bytes are more than the 100 allowed"):
-        decode(data, limits.Limits(max_bytes=100))
+        decode(data, Limits(max_bytes=100))
 
 
 def test_reason__has_no_control_characters() -> None:

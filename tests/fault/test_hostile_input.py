@@ -8,15 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.catalog import Catalog
+from infra.command import read_config
 from infra.redact import printable
 from infra.sources import open_source
 from infra.store import LocalStore
 from infra.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 from pipeline.extract import extract
 from schemas.errors import ConfigError
-from schemas.extract_config import Columns
+from schemas.extract_config import Columns, ExtractConfig
+from schemas.limits import Limits
 from tests.builders import photograph_bytes
-from tests.caches import Quiet, config_of, contents, local_pool
+from tests.caches import Quiet, config_of, contents, local_pool, pictures
 
 NAMES = (
     "new\nline.jpg",
@@ -49,6 +52,8 @@ def test_extract__names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
     config = config_of(tmp_path / "cache", source)
     result = extract(config, told, local_pool).result
     assert (result["ok"], result["bad"]) == (len(NAMES), 1)
+    assert all(line.isprintable() for line in told.lines)
+    assert "bad\\n\\x1b[2Jwarning: all is well.jpg: not a picture" in "".join(told.lines)
     assert json.loads(json.dumps(result)) == result
     rows = contents(LocalStore(tmp_path / "cache"))["commits/plan/000000.json"]
     assert set(rows["key"].to_pylist()) > set(NAMES)
@@ -121,3 +126,23 @@ def test_yaml_file__encoding_size_and_absence(tmp_path: Path) -> None:
     for other, found in ((tmp_path, "directory"), (tmp_path / "no", "No such"), ("a\0b", "null")):
         with pytest.raises(ConfigError, match=found):
             read_yaml(str(other), "f")
+
+
+def test_config__a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("cache: a\nimages: {source: x}\ncache: b\n")
+    with pytest.raises(ConfigError, match="the key cache stands at line 1 and again at line 3"):
+        read_config(ExtractConfig, (), ["--config", str(path)])
+
+
+def test_limits__are_those_of_the_plan_wherever_a_picture_is_read(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "photos", 3)
+    (source / "large.jpg").write_bytes(photograph_bytes(9, 200, 200))
+    images = {"source": str(source), "max_pixels": 30_000}
+    config = config_of(tmp_path / "cache", source, images=images)
+    assert extract(config, Quiet(), local_pool).result["bad"] == 1
+    commit = Catalog(LocalStore(tmp_path / "cache")).generations()[0]
+    assert commit.limits == Limits(max_pixels=30_000)
+    raised = {"images": {**images, "max_pixels": 40_000}, "retry_bad": True}
+    again = extract(config_of(tmp_path / "cache", source, **raised), Quiet(), local_pool)
+    assert (again.result["ok"], again.result["bad"]) == (4, 0)

@@ -1,19 +1,26 @@
 """Credentials, signed URLs and query strings: neither told nor kept."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
+from infra.command import Command, Outcome, run_command
+from infra.models.libraries import build_encoder
 from infra.redact import harmless, public_url
 from infra.sources import open_source
+from infra.terminal import Terminal
 from pipeline.extract import extract
-from schemas.errors import ConfigError, SourceError
-from schemas.extract_config import Columns
-from tests.caches import Quiet, config_of, local_pool, pictures
+from pipeline.teachers import load_teacher
+from schemas.errors import ConfigError, SourceError, TeacherError
+from schemas.extract_config import Columns, Teacher
+from schemas.options import VerifyOptions
+from tests.caches import VIT, Quiet, config_of, local_pool, pictures
 
 SECRETS = ("hunter2", "AKIA0EXAMPLE", "s1gn4ture")
 SIGNED = "https://me:hunter2@host:8443/w.bin?X-Amz-Credential=AKIA0EXAMPLE&sig=s1gn4ture#top"
@@ -113,3 +120,59 @@ def test_source__what_is_too_large_or_leads_out_of_a_remote_one_is_refused(vault
         source.read("cut.jpg")
     with pytest.raises(Exception, match="leads out of the data set"):
         source.read("../other/x.jpg")
+
+
+def test_terminal__prints_no_secret_and_no_control_character(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for to_stderr in (False, True):
+        terminal = Terminal(to_stderr)
+        terminal.say(f"reads {SIGNED}\nand \x1b[2J\u202e")
+        terminal.warn(f"reads {SIGNED}\x07")
+    told = "".join(capsys.readouterr())
+    assert not any(secret in told for secret in SECRETS)
+    assert all(line.isprintable() for line in told.split("\n"))
+    assert told.count("https://host:8443/w.bin?***") == 4
+
+
+def fail(config: VerifyOptions, terminal: Terminal) -> Outcome:
+    raise RuntimeError(f"403, url=URL('{SIGNED}')")
+
+
+def test_command__a_fault_of_ours_tells_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    command = Command(f"{__name__}:fail", "schemas.options:VerifyOptions", "", ("cache",))
+    assert run_command("verify", command, ["c", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "403" in json.loads(out)["error"]
+    assert "Traceback" in err
+    assert not any(secret in out + err for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--images.source", f"[{SIGNED}]", "--views.per-image", "x"),
+        ("--cache", SIGNED, "--images.source", "x", "--teachers.a.library", "timm"),
+    ],
+)
+def test_command__a_configuration_that_is_refused_tells_no_secret(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command("infra.cli:main", "schemas.extract_config:ExtractConfig", "")
+    assert run_command("extract", command, [*words, "--json"]) == 2
+    told = "".join(capsys.readouterr())
+    assert not any(secret in told for secret in SECRETS)
+
+
+def test_teacher_record__has_no_secret(vault: str, tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    torch.save(build_encoder(Teacher(**VIT)).model.state_dict(), sink)
+    fsspec.filesystem("vault").pipe("/host/w.pt", sink.getvalue())
+    weights = vault.replace("photos", "w.pt")
+    loaded = load_teacher(Teacher(**{**VIT, "weights": weights}), "float32", "cpu")
+    assert loaded.record.weights == "vault://host/w.pt"
+    with pytest.raises(TeacherError) as caught:
+        load_teacher(
+            Teacher(**{**VIT, "weights": weights.replace("w.pt", "nowhere.pt")}), "float32", "cpu"
+        )
+    assert not any(secret in str(caught.value) for secret in SECRETS)

@@ -16,6 +16,7 @@ from pipeline import pictures as decoding
 from pipeline.bill import Bill
 from schemas.errors import ConfigError, ImageError
 from schemas.extract_config import Cost
+from schemas.limits import Limits
 from tests.builders import photograph_bytes
 from tests.caches import CNN, VIT, Quiet, commits, config_of, local_pool, pictures
 
@@ -192,10 +193,10 @@ def test_plan__after_a_change(place: Place, change: Callable[[Place], None]) -> 
 def test_plan__retries_bad_pictures(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = decoding.decode
 
-    def refuses(data: bytes) -> Any:
+    def refuses(data: bytes, limits: Limits) -> Any:
         if zlib.crc32(data) % 2:
             raise ImageError("not today")
-        return decode(data)
+        return decode(data, limits)
 
     place.told["tolerate_bad_images"] = 1.0
     with monkeypatch.context() as patch:

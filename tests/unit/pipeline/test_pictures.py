@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from infra.catalog import PlanReader
+from infra.entry import Entry
 from infra.pixels.decode import decode
 from infra.pixels.views import draw, draw_columns, pixels_digest, see
-from infra.sources import Entry
 from infra.store import MemoryStore
 from pipeline.pictures import DecodeAhead, Order, make_picture, orders_of_span
 from schemas import tables
