@@ -31,30 +31,22 @@ class Lack:
 
 
 def difference(
-    catalog: Catalog | None,
+    catalog: Catalog,
     config: ExtractConfig,
     teachers: Sequence[TeacherTask],
     standing: Sequence[Standing],
-    new_rows: int = 0,
 ) -> list[Lack]:
-    """What is missing of every set that the configuration asks for.
-
-    Args:
-        catalog: of the cache, None if there is none yet.
-        new_rows: rows that the plan will get.
-    """
-    named: dict[str, str] = {}
-    number = None if catalog is None else catalog.latest_snapshot()
-    if catalog is not None and number is not None:
-        named = catalog.snapshot_commit(number).teachers
+    """What is missing of every set that the configuration asks for."""
+    number = catalog.latest_snapshot()
+    named = {} if number is None else catalog.snapshot_commit(number).teachers
     planned = sum(generation.rows_asked for generation in standing)
     lacks = []
     for teacher in teachers:
         known = named.get(teacher.name)
         for grid in teacher.grids:
-            path = None if catalog is None else _set_path(catalog.store, config, teacher, grid)
+            path = _set_path(catalog.store, config, teacher, grid)
             rows = planned
-            if catalog is not None and path is not None:
+            if path is not None:
                 rows = sum(_missing(catalog.store, path, generation) for generation in standing)
             if known is None:
                 why = "a new teacher"
@@ -66,7 +58,7 @@ def difference(
                 why = "nothing of it is there yet"
             else:
                 why = "the rest is there"
-            lacks.append(Lack(teacher.name, grid, rows + new_rows, why))
+            lacks.append(Lack(teacher.name, grid, rows, why))
     return lacks
 
 

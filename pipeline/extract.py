@@ -29,14 +29,22 @@ from infra.terminal import Terminal
 from pipeline import sets as feature_sets
 from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
 from pipeline.difference import difference, tell
-from pipeline.job import Damaged, GivenUp, Job, ShardTask, SpanTask, TeacherTask
+from pipeline.job import Damaged, GivenUp, Job, SpanTask, TeacherTask
 from pipeline.lease import lease
 from pipeline.listing import Standing
 from pipeline.planning import grow_plan, open_or_create_cache
 from pipeline.pool import Pool, ray_pool
 from pipeline.publish import Place, publish
 from pipeline.repair import find_damaged
-from pipeline.summary import Work, bad_rows_asked, name_bad, name_given_up, result, summarise
+from pipeline.summary import (
+    Work,
+    bad_rows_asked,
+    name_bad,
+    name_given_up,
+    result,
+    rows_left,
+    summarise,
+)
 from pipeline.teachers import load_teacher
 from schemas.errors import ConfigError, TeachonceError
 from schemas.extract_config import ExtractConfig
@@ -83,7 +91,7 @@ def _extract(
     standing = grow_plan(catalog, config, source, terminal)
     if not standing:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
-        return Outcome(result(Work(), None, 0, 0, start))
+        return Outcome(result(Work(), None, 0, 0, 0, start))
     damaged: dict[Place, Damaged] = {}
     if config.repair:
         plans = [generation.plan for generation in standing]
@@ -100,7 +108,7 @@ def _extract(
     )
     rows = sum(generation.rows_asked for generation in standing)
     bad = bad_rows_asked(catalog.store, work.sets, snapshot, standing)
-    told = result(work, snapshot, rows, len(bad), start)
+    told = result(work, snapshot, rows, len(bad), rows_left(work, standing, bad), start)
     status = max(name_bad(config, terminal, rows, bad), name_given_up(terminal, work))
     summarise(config, terminal, work, told)
     return Outcome(told, status)
@@ -201,27 +209,13 @@ class _Extraction:
         work = Work(feature_sets.feature_sets(self._store, self._config, self._teachers))
         tasks: list[SpanTask] = []
         for generation in self._standing:
-            plan = generation.plan
-            missing: list[tuple[int, ShardTask]] = []
-            for index, feature_set in enumerate(work.sets):
-                array = feature_sets.frozen_array(
-                    self._store, feature_set, plan, self._config.rows_per_shard
-                )
-                found = feature_sets.committed_shards(
-                    self._store, feature_set.path, plan.generation
-                )
-                damaged = {
-                    shard: was
-                    for (path, number, shard), was in self._damaged.items()
-                    if (path, number) == (str(feature_set.path), plan.generation)
-                }
-                found -= damaged.keys()
-                work.committed.append((feature_set, plan, found))
-                missing += feature_sets.shard_tasks(index, array, generation, found, damaged)
-            in_spans = feature_sets.span_tasks(generation, missing)
-            spans = np.array([task.span for task in in_spans], np.int64)
+            missing = feature_sets.missing_of(
+                self._store, work.sets, generation, self._config.rows_per_shard, self._damaged
+            )
+            work.committed += missing.committed
+            spans = np.array([task.span for task in missing.tasks], np.int64)
             self._refuse_lost_pictures(generation, spans)
-            tasks += in_spans
+            tasks += missing.tasks
         return work, tasks
 
     def _refuse_lost_pictures(self, generation: Standing, spans: Whole) -> None:

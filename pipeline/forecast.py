@@ -5,27 +5,26 @@ plan's growth only the extent is made, not the rows with their draws.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from infra.sources import Source
-from infra.store import ObjectStore, open_store
+from infra.store import open_store
 from infra.terminal import Terminal
 from pipeline.calibration import calibration_tasks, uncalibrated
 from pipeline.difference import Lack, difference
 from pipeline.growth import Growth, growths
-from pipeline.job import CalibrationTask, FeatureSet, ShardTask, SpanTask, TeacherTask
+from pipeline.job import CalibrationTask, FeatureSet, SpanTask, TeacherTask
 from pipeline.listing import Listing, Standing, list_images, standings
-from pipeline.planning import open_or_create_cache, span_images
-from pipeline.sets import committed_shards, feature_sets, frozen_array, shard_tasks, span_tasks
+from pipeline.planning import draft_generation, open_or_create_cache
+from pipeline.sets import feature_sets, missing_of
 from pipeline.unwritten import Unwritten
 from schemas import layout
 from schemas.extract_config import ExtractConfig
-from schemas.limits import Limits
-from schemas.records import Calibration, Moments, ObjectRecord, PlanCommit, TeacherRecord
+from schemas.records import Calibration, Moments, ObjectRecord, TeacherRecord
 from schemas.sealed import seal
 from schemas.spans import images_and_views, rows_of, span_of
 
@@ -92,8 +91,9 @@ def forecast(
         store.create(layout.calibration(record.fingerprint12, grid), seal(_placeholder(record)))
     sets = feature_sets(store, config, teachers)
     left = Work()
-    for generation, task in _missing(store, config, sets, standing):
-        _count(left, sets, generation, task)
+    for generation in standing:
+        for task in missing_of(store, sets, generation, config.rows_per_shard).tasks:
+            _count(left, sets, generation, task)
     every = [(index, grid) for index, task in enumerate(teachers) for grid in task.grids]
     calibration = _calibrating(teachers, pairs, samples)
     whole = _whole(sets, standing)
@@ -118,19 +118,7 @@ def _grown(
         found.append(replace(generation, live=generation.live & ~np.isin(first_rows, superseded)))
     for growth in lacking:
         count = len(growth.places)
-        plan = PlanCommit(
-            generation=len(found),
-            first_row=sum(generation.plan.rows for generation in found),
-            images=count,
-            first_view=growth.first_view,
-            views=config.views,
-            span_images=span_images(count),
-            source=source.url,
-            columns=config.images.columns,
-            limits=Limits(max_pixels=config.images.max_pixels, max_bytes=config.images.max_bytes),
-            parts=(),
-            superseded=None,
-        )
+        plan = draft_generation([each.plan for each in found], growth, config, source)
         live, other = np.ones(count, bool), np.zeros(count, bool)
         views = config.views.per_image
         found.append(Standing(plan, growth.places, live, other, listing.asked, views))
@@ -153,24 +141,6 @@ def _placeholder(record: TeacherRecord) -> Calibration:
         tokens_covariance=nothing,
         cls_covariance=nothing if has_cls else None,
     )
-
-
-def _missing(
-    store: ObjectStore,
-    config: ExtractConfig,
-    sets: Sequence[FeatureSet],
-    standing: Sequence[Standing],
-) -> Iterator[tuple[Standing, SpanTask]]:
-    """The tasks of an extraction, each with its generation."""
-    for generation in standing:
-        plan = generation.plan
-        missing: list[tuple[int, ShardTask]] = []
-        for index, feature_set in enumerate(sets):
-            array = frozen_array(store, feature_set, plan, config.rows_per_shard)
-            found = committed_shards(store, feature_set.path, plan.generation)
-            missing += shard_tasks(index, array, generation, found)
-        for task in span_tasks(generation, missing):
-            yield generation, task
 
 
 def _count(work: Work, sets: Sequence[FeatureSet], generation: Standing, task: SpanTask) -> None:

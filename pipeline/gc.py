@@ -112,8 +112,8 @@ def _kept(catalog: Catalog) -> set[str]:
         kept.update(_keys_of_shards(snapshot))
     kept.update(layout.forgotten(number) for number in forgotten)
     for path, generation, shard in committed_places(store):
-        if path in sets or path not in dropped:
-            commit_key = SetPath.parse(path).commit(generation, shard)
+        commit_key = SetPath.parse(path).commit(generation, shard)
+        if commit_key not in kept and (path in sets or path not in dropped):
             shard_commit = unseal(store.get(commit_key), ShardCommit, commit_key)
             kept.update({commit_key, shard_commit.tokens.key, shard_commit.cls.key})
             kept.add(SetPath.parse(path).array(generation))

@@ -10,7 +10,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Literal
 
 from infra.provenance import host
@@ -53,14 +54,14 @@ def lease(
 
 
 def _beat(store: ObjectStore, job: str, ended: threading.Event) -> None:
-    number = 0
-    while not ended.wait(BEAT_S):
-        try:
-            store.create(layout.beat(job, number + 1), b"\n")
-            store.delete(layout.beat(job, number))
-        except StoreError:
-            continue  # the work itself will say what is wrong with the store
-        number += 1
+    for number in count(1):
+        if ended.wait(BEAT_S):
+            return
+        # The work itself will say what is wrong with the store. Not the same number again: it may
+        # be there though its reply was lost, and would then be in the way for ever.
+        with suppress(StoreError):
+            store.create(layout.beat(job, number), b"\n")
+            store.delete(layout.beat(job, number - 1))
 
 
 def live_jobs(store: ObjectStore) -> dict[str, JobRecord]:

@@ -7,15 +7,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from infra.catalog import PlanReader
 from infra.pixels.decode import decode
 from infra.pixels.limits import DEFAULT
-from infra.pixels.views import Draws, Pixels, draws_of_row, pixels_digest, see
+from infra.pixels.views import Draws, Pixels, pixels_digest, see
 from infra.sources import Source
 from schemas.errors import ImageError
 from schemas.extract_config import Views
 from schemas.limits import Limits
-from schemas.spans import Span
 
 
 @dataclass(frozen=True)
@@ -80,32 +78,6 @@ def make_picture(source: Source, views: Views, order: Order) -> Picture:
         squares[view, side] = Square(pixels, pixels_digest(pixels))
     seconds = time.perf_counter() - start
     return Picture(order.key, None, sha256, image.width, image.height, squares, seconds)
-
-
-def orders_of_span(
-    plan: PlanReader, span: Span, wanted: Sequence[tuple[int, int, int]]
-) -> list[Order]:
-    """One order for each image of a span.
-
-    Args:
-        wanted: (row of the generation, view, side) of every square that is needed.
-    """
-    rows = plan.rows(span.first_row, span.images * plan.commit.view_count).to_pylist()
-    squares: list[list[tuple[int, int]]] = [[] for _ in range(span.images)]
-    for row, view, side in wanted:
-        squares[(row - span.first_row) % span.images].append((view, side))
-    orders = []
-    for image in range(span.images):
-        views = rows[image :: span.images]
-        orders.append(
-            Order(
-                key=views[0]["key"],
-                draws={row["view"]: draws_of_row(row) for row in views},
-                squares=tuple(sorted(set(squares[image]))),
-                limits=plan.commit.limits,
-            )
-        )
-    return orders
 
 
 class DecodeAhead:

@@ -7,7 +7,7 @@ holds one view. The generation's last span may be short; its rows follow on with
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -94,18 +94,12 @@ def span_images(images: int) -> int:
     return span
 
 
-def _write_generation(
-    catalog: Catalog,
-    generations: list[PlanCommit],
-    listing: Listing,
-    growth: Growth,
-    config: ExtractConfig,
-    source: Source,
+def draft_generation(
+    generations: Sequence[PlanCommit], growth: Growth, config: ExtractConfig, source: Source
 ) -> PlanCommit:
-    number = len(generations)
-    attempt = uuid.uuid4().hex[:12]
-    draft = PlanCommit(
-        generation=number,
+    """The generation that follows, without its objects."""
+    return PlanCommit(
+        generation=len(generations),
         first_row=sum(commit.rows for commit in generations),
         images=len(growth.places),
         first_view=growth.first_view,
@@ -117,6 +111,19 @@ def _write_generation(
         parts=(),
         superseded=None,
     )
+
+
+def _write_generation(
+    catalog: Catalog,
+    generations: list[PlanCommit],
+    listing: Listing,
+    growth: Growth,
+    config: ExtractConfig,
+    source: Source,
+) -> PlanCommit:
+    number = len(generations)
+    attempt = uuid.uuid4().hex[:12]
+    draft = draft_generation(generations, growth, config, source)
 
     def create(key: str, table: pa.Table) -> ObjectRecord:
         data = tables.to_parquet(table)

@@ -1,12 +1,14 @@
 """Feature sets: what is calibrated, what exists, what is missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from infra.store import ObjectStore
 from pipeline.job import Damaged, FeatureSet, ShardTask, SpanTask, TeacherTask
 from pipeline.listing import Standing
+from pipeline.publish import Place
 from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
 from schemas.errors import AlreadyExists, DamageError
@@ -17,7 +19,7 @@ from schemas.sealed import digest, seal, unseal
 from schemas.spans import span_of
 
 MAX_SHARD_BYTES = 64 << 20
-NONE_DAMAGED: Mapping[int, Damaged] = {}
+NONE_DAMAGED: Mapping[Place, Damaged] = {}
 
 
 def feature_sets(
@@ -79,6 +81,39 @@ def frozen_array(
     return found
 
 
+@dataclass(frozen=True)
+class Missing:
+    """Of one generation, in every set."""
+
+    tasks: list[SpanTask]
+    committed: list[tuple[FeatureSet, PlanCommit, set[int]]]
+    """What is there and whole."""
+
+
+def missing_of(
+    store: ObjectStore,
+    sets: Sequence[FeatureSet],
+    standing: Standing,
+    rows_asked: int | str,
+    damaged: Mapping[Place, Damaged] = NONE_DAMAGED,
+) -> Missing:
+    """What of a generation is to be computed; its arrays are created where they are not there."""
+    plan = standing.plan
+    missing: list[tuple[int, ShardTask]] = []
+    committed = []
+    for index, feature_set in enumerate(sets):
+        array = frozen_array(store, feature_set, plan, rows_asked)
+        here = {
+            shard: was
+            for (path, number, shard), was in damaged.items()
+            if (path, number) == (str(feature_set.path), plan.generation)
+        }
+        found = committed_shards(store, feature_set.path, plan.generation) - here.keys()
+        committed.append((feature_set, plan, found))
+        missing += shard_tasks(index, array, standing, found, here)
+    return Missing(span_tasks(standing, missing), committed)
+
+
 def committed_shards(store: ObjectStore, path: layout.SetPath, generation: int) -> set[int]:
     """Numbers of the shards that a listing shows; what it misses, the create-only put will find."""
     return layout.numbers(store.keys(path.commits(generation)))
@@ -89,7 +124,7 @@ def shard_tasks(
     array: bytes,
     standing: Standing,
     committed: set[int],
-    damaged: Mapping[int, Damaged] = NONE_DAMAGED,
+    damaged: Mapping[int, Damaged],
 ) -> Iterator[tuple[int, ShardTask]]:
     """(span, task) of every shard of a set's generation that is asked for and not committed, or
     that is damaged."""

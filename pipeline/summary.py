@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,19 +32,18 @@ class Work:
 
 
 def result(
-    work: Work, snapshot: Snapshot | None, rows: int, bad: int, start: float
+    work: Work, snapshot: Snapshot | None, rows: int, bad: int, left: int, start: float
 ) -> dict[str, object]:
-    """The keys of the JSON object."""
+    """The keys of the JSON object.
+
+    Args:
+        rows: that are asked for; of them `bad` cannot be computed, and `left` are not, because
+            their spans were given up.
+    """
     found = sum(len(shards) for _, _, shards in work.committed)
-    left = {
-        (task.generation, row)
-        for task, _ in work.given_up
-        for shard in task.shards
-        for row in range(shard.first_row, shard.first_row + shard.rows)
-    }
     return {
         "rows": rows,
-        "ok": rows - bad - len(left),
+        "ok": rows - bad - left,
         "bad": bad,
         "shards": found + sum(len(report.commits) for report in work.reports),
         "shards_written": sum(report.written for report in work.reports),
@@ -79,6 +78,17 @@ def bad_rows_asked(
         for row in mine[generation.asks(mine - plan.first_row)].tolist():
             asked[row] = bad[row]
     return asked
+
+
+def rows_left(work: Work, standing: Sequence[Standing], bad: Container[int]) -> int:
+    """Rows that are asked for, not bad, and in a span that was given up in any of the sets."""
+    left: set[int] = set()
+    for task, _ in work.given_up:
+        generation = standing[task.generation]
+        for shard in task.shards:
+            rows = np.arange(shard.first_row, shard.first_row + shard.rows)
+            left.update((generation.plan.first_row + rows[generation.asks(rows)]).tolist())
+    return sum(row not in bad for row in left)
 
 
 def name_bad(config: ExtractConfig, terminal: Terminal, rows: int, bad: dict[int, str]) -> int:

@@ -2,10 +2,8 @@
 and writes whole shards. Plain Python; pipeline/pool.py makes it a Ray actor."""
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,7 +19,6 @@ from pipeline.encode import encode
 from pipeline.job import (
     CalibrationPart,
     CalibrationTask,
-    Excused,
     FeatureSet,
     Job,
     ShardTask,
@@ -29,8 +26,10 @@ from pipeline.job import (
     SpanTask,
 )
 from pipeline.moments import MomentsMeter
-from pipeline.pictures import DecodeAhead, Order, Picture, orders_of_span
+from pipeline.orders import orders_of_sample, orders_of_task
+from pipeline.pictures import DecodeAhead, Order, Picture
 from pipeline.probe import guard
+from pipeline.tally import Tally
 from pipeline.teachers import LoadedTeacher, load_teacher
 from pipeline.writer import RowNote, ShardBuffer
 from schemas.errors import SourceError, TeacherError
@@ -124,19 +123,19 @@ class Worker:
         sets = [self._sets[shard.feature_set] for shard in task.shards]
         self._guard({(feature_set.teacher, feature_set.path.grid) for feature_set in sets})
         plan = self._job.generations[task.generation]
-        span, orders = self._orders(task)
+        span = span_of(plan, task.span)
         open_shards = [self._buffer(shard) for shard in task.shards]
-        tally = _Tally()
+        tally = Tally()
         pending: list[Future[tuple[ShardCommit, int]]] = []
         last_chunk = (span.images - 1) // self._decoder.chunk_images
-        chunks = self._decoder.chunks(task, plan.views, orders)
+        chunks = self._decoder.chunks(task, plan.views, self._orders(task))
         for number in range(last_chunk + 1):
             start = time.perf_counter()
             first, pictures = next(chunks)
             tally.wait_seconds += time.perf_counter() - start
             if number == last_chunk and upcoming is not None:
                 following = self._job.generations[upcoming.generation].views
-                self._decoder.start(upcoming, following, self._orders(upcoming)[1])
+                self._decoder.start(upcoming, following, self._orders(upcoming))
             tally.decodes += sum(picture.image_sha256 is not None for picture in pictures.values())
             tally.decode_seconds += sum(picture.seconds for picture in pictures.values())
             self._refuse_lost_data_set(list(pictures.values()))
@@ -170,7 +169,7 @@ class Worker:
         span: Span,
         first_image: int,
         pictures: dict[int, Picture],
-        tally: "_Tally",
+        tally: Tally,
     ) -> None:
         """Put a chunk's rows into a shard: batches lie within the chunk, the view and the shard."""
         task, feature_set = buffer.task, buffer.set
@@ -200,7 +199,7 @@ class Worker:
             tally.forwards += len(good)
 
     def _compute(
-        self, buffer: ShardBuffer, good: list[tuple[int, RowNote, Pixels]], tally: "_Tally"
+        self, buffer: ShardBuffer, good: list[tuple[int, RowNote, Pixels]], tally: Tally
     ) -> None:
         """Forward and encode rows of one view, and put them into their shard."""
         feature_set = buffer.set
@@ -246,31 +245,12 @@ class Worker:
             done += len(batch)
             yield features
 
-    def _orders(self, task: SpanTask) -> tuple[Span, list[Order]]:
-        plan = self._plans[task.generation]
-        span = span_of(plan.commit, task.span)
-        wanted = {
-            (
-                row,
-                plan.commit.first_view + (row - span.first_row) // span.images,
-                self._sets[shard.feature_set].pixels,
-            )
-            for shard in task.shards
-            for row in range(shard.first_row, shard.first_row + shard.rows)
-        }
-        return span, _excuse(orders_of_span(plan, span, sorted(wanted)), task.excused)
+    def _orders(self, task: SpanTask) -> list[Order]:
+        return orders_of_task(self._plans[task.generation], task, self._sets)
 
     def _sample(self, task: CalibrationTask) -> list[Order]:
-        """One order an image; images take turns in the views, so that crops count as well."""
-        plan = self._plans[task.generation]
-        span = span_of(plan.commit, task.span)
         sides = {self._job.teachers[teacher].record.pixels(grid) for teacher, grid in task.pairs}
-        end = task.first_image + task.images
-        wanted = []
-        for image in range(task.first_image, end):
-            view = (span.first_image + image) % plan.commit.view_count
-            wanted += [(span.row(view, image), view, side) for side in sides]
-        return _excuse(orders_of_span(plan, span, wanted)[task.first_image : end], task.excused)
+        return orders_of_sample(self._plans[task.generation], task, sides)
 
     def _meters(self, teacher: int) -> tuple[MomentsMeter, MomentsMeter | None]:
         record = self._job.teachers[teacher].record
@@ -281,35 +261,3 @@ class Worker:
     def _buffer(self, shard: ShardTask) -> ShardBuffer:
         first_row = self._job.generations[shard.generation].first_row
         return ShardBuffer(shard, self._sets[shard.feature_set], first_row)
-
-
-class _Tally:
-    """Counts of one span."""
-
-    def __init__(self) -> None:
-        self.forwards = self.decodes = 0
-        self.decode_seconds = self.wait_seconds = self.encode_seconds = 0.0
-        self.forward_seconds: dict[str, float] = defaultdict(float)
-
-    def report(self, results: list[tuple[ShardCommit, int]], batch_size: int) -> SpanReport:
-        written = sum(1 for _, size in results if size)
-        return SpanReport(
-            commits=tuple(commit for commit, _ in results),
-            written=written,
-            reused=len(results) - written,
-            forwards=self.forwards,
-            bytes_written=sum(size for _, size in results),
-            decodes=self.decodes,
-            decode_seconds=self.decode_seconds,
-            wait_seconds=self.wait_seconds,
-            forward_seconds=dict(self.forward_seconds),
-            encode_seconds=self.encode_seconds,
-            batch_size=batch_size,
-        )
-
-
-def _excuse(orders: list[Order], excused: Excused) -> list[Order]:
-    """The orders, with the reason why some of them are not to be read."""
-    for image, reason in excused:
-        orders[image] = replace(orders[image], reason=reason)
-    return orders

@@ -130,8 +130,9 @@ class ShardBuffer:
             return unseal(store.get(key), ShardCommit, key), 0
         data = _sound(store, was.tokens)
         written = 0
-        if data is None:
-            present = [note.reason is None for note in notes]
+        present = [note.reason is None for note in notes]
+        # Sound tokens of rows that cannot be computed any more would contradict the new table.
+        if data is None or self._rows_present(data, was.tokens.key) != present:
             data = bytes(shard.encode(self._tokens, present, task.rows_per_shard))
             written += put(store, was.tokens.key, data)
         tokens = ObjectRecord(key=was.tokens.key, size=len(data), sha256=digest(data))
@@ -153,6 +154,10 @@ class ShardBuffer:
         sealed = seal(commit)
         store.create(key, sealed)
         return commit, written + len(sealed)
+
+    def _rows_present(self, data: bytes, key: str) -> list[bool]:
+        checksums = shard.checksums(data, key, self.task.rows_per_shard)
+        return [checksum is not None for checksum in checksums[: self.task.rows]]
 
     def _commit(
         self,

@@ -3,11 +3,16 @@
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # only the tests of S3 need what it imports
+    from tests.s3server import FaultyGateway, S3Server
 
 # Read when the libraries are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,3 +47,24 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> "S3Server":
+    """An S3 server with a bucket, whose owner this process then is."""
+    from tests.s3server import s3_server
+
+    found = s3_server()
+    found.enter(monkeypatch)
+    return found
+
+
+@pytest.fixture
+def gateway(server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> Iterator["FaultyGateway"]:
+    """Before the server; what it spoils is asked for again without a pause."""
+    from infra import s3_requests
+    from tests.s3server import FaultyGateway
+
+    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_S", 0.01)
+    with FaultyGateway(server).running() as found:
+        yield found

@@ -10,16 +10,9 @@ from infra.s3_store import S3Store
 from infra.store import open_store
 from schemas.errors import ConfigError, NotFound, StoreError
 from schemas.store_config import StoreOptions
-from tests.s3server import S3Server, s3_server
+from tests.s3server import S3Server
 
 pytestmark = pytest.mark.s3
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    server = s3_server()
-    server.enter(monkeypatch)
-    return server
 
 
 class TestAddress:

@@ -4,27 +4,17 @@ import mmap
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
-from infra import s3_client, s3_requests, s3_store
+from infra import s3_client, s3_store
 from infra.s3_store import S3Store
 from schemas.errors import AlreadyExists, StoreError
 from tests.s3server import FaultyGateway, s3_server
 
 pytestmark = pytest.mark.s3
 DATA = bytes(range(256)) * 40
-
-
-@pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGateway]:
-    server = s3_server()
-    server.enter(monkeypatch)
-    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_S", 0.01)
-    with FaultyGateway(server).running() as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 
 from infra.s3_store import S3Store
-from tests.s3server import S3Server, s3_server
+from tests.s3server import S3Server
 
 pytestmark = pytest.mark.s3
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    server = s3_server()
-    server.enter(monkeypatch)
-    return server
 
 
 FORK = """

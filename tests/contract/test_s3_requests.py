@@ -4,7 +4,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -17,15 +17,6 @@ from tests.s3server import FaultyGateway, S3Server, s3_server
 pytestmark = pytest.mark.s3
 DATA = bytes(range(256)) * 40
 TOKEN = "the-token-of-a-session"
-
-
-@pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGateway]:
-    server = s3_server()
-    server.enter(monkeypatch)
-    monkeypatch.setattr(s3_requests, "FIRST_PAUSE_S", 0.01)
-    with FaultyGateway(server).running() as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -14,15 +14,11 @@ import pytest
 
 from infra.store import LocalStore, MemoryStore, ObjectStore, open_store
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
-from tests.s3server import s3_server
+from tests.s3server import S3Server
 
 
 class ObjectStoreContract:
-    """What `infra/store.py` promises. A subclass says how to make an empty store."""
-
-    @pytest.fixture
-    def store(self) -> ObjectStore:
-        raise NotImplementedError
+    """What `infra/store.py` promises. A subclass has a fixture `store`, an empty one."""
 
     @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 999])
     def test_create__then_get(self, store: ObjectStore, data: bytes) -> None:
@@ -247,9 +243,7 @@ class TestS3Store(ObjectStoreContract):
     """Over the server that TEACHONCE_TEST_S3 names, or moto."""
 
     @pytest.fixture
-    def store(self, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-        server = s3_server()
-        server.enter(monkeypatch)
+    def store(self, server: S3Server) -> ObjectStore:
         return server.store()
 
     def test_keys__of_several_pages(

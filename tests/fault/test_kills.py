@@ -1,11 +1,15 @@
-"""Real processes, killed half way: the driver, and a Ray worker."""
+"""Real processes, killed: the driver and a Ray worker half way; and, among the slow tests, driver,
+workers and raylet at random moments, on a disk and on S3."""
 
+import os
+import random
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from infra.store import LocalStore
+from infra.store import LocalStore, ObjectStore
 from tests.caches import (
     Array,
     assert_same,
@@ -28,8 +32,11 @@ from tests.processes import (
     title,
     until,
 )
+from tests.s3server import s3_server
 
 PICTURES, WORKERS = 320, 2
+KILLS, LONGEST_S = 25, 14.0
+"""At random, on each store; and how long one is waited for."""
 SHARDS = PICTURES * 2 // 32
 SETTINGS: dict[str, Any] = {
     "views": {"per_image": 2},
@@ -116,3 +123,62 @@ def test_extract__a_worker_killed_half_way(job: Killed, expected: dict[str, Arra
     job.assert_kept(before)
     assert_same(contents(job.store), expected)
     assert verify_here(job.cache).status == 0
+
+
+def victims(driver: int) -> list[int]:
+    """The driver, its workers and the raylet, as far as they have started."""
+    below = descendants(driver)
+    named = {pid: title(pid) for pid in below}
+    workers = [pid for pid, name in named.items() if name.startswith("ray::")]
+    raylets = [pid for pid, name in named.items() if "/raylet " in name]
+    return [driver, *workers, *raylets]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_extract__killed_at_random_moments(
+    where: Literal["disk", "s3"],
+    source: Path,
+    expected: dict[str, Array],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dice, kills, caches = random.Random(f"kills on {where}"), 0, 0
+    environment = None
+    while kills < KILLS:
+        store: ObjectStore = LocalStore(tmp_path / f"cache{caches}")
+        told: dict[str, Any] = {}
+        if where == "s3":
+            server = s3_server()
+            server.enter(monkeypatch)
+            environment = {**os.environ, **server.environment()}
+            store, told = server.store(), {"store": {"endpoint": server.endpoint}}
+        values = settings(store.url, source, **SETTINGS, **told)
+        config = config_file(tmp_path / f"c{caches}.yaml", values)
+        known: dict[str, Any] = {}
+        while True:
+            with start(by_module("extract"), "--config", config, environment=environment) as driver:
+                end = time.monotonic() + dice.uniform(0.2, LONGEST_S)
+                while time.monotonic() < end and driver.poll() is None:
+                    time.sleep(0.02)
+                if driver.poll() is None and kills < KILLS:
+                    kill(dice.choice(victims(driver.pid)))
+                    kills += 1
+                below = descendants(driver.pid)
+                stdout, stderr = driver.communicate(timeout=240)
+                out = ended(driver.returncode, stdout, stderr)
+                end = time.monotonic() + 60
+                while any(map(is_running, below)) and time.monotonic() < end:
+                    time.sleep(0.1)
+            assert [title(pid) for pid in below if is_running(pid)] == []
+            now = commits(store)
+            assert {key: now.get(key) for key in known} == known  # nothing is committed twice
+            known = now
+            if out.status == 0:
+                break
+        caches += 1
+        assert_same(contents(store), expected)
+    with capsys.disabled():
+        print(f"\n{kills} kills over {caches} caches on {where}: each as undisturbed")

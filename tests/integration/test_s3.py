@@ -23,19 +23,12 @@ from tests.caches import (
     settings,
 )
 from tests.processes import by_module, config_file, run
-from tests.s3server import S3Server, s3_server
+from tests.s3server import S3Server
 from trainer import CacheStream
 
 pytestmark = pytest.mark.s3
 PICTURES = 40
 ASKED: dict[str, Any] = {"teachers": {"vit": VIT, "cnn": CNN}, "views": {"per_image": 2}}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    found = s3_server()
-    found.enter(monkeypatch)
-    return found
 
 
 def verified(url: str, server: S3Server) -> Outcome:

@@ -11,7 +11,8 @@ from infra.entry import Entry
 from infra.pixels.decode import decode
 from infra.pixels.views import draw, draw_columns, pixels_digest, see
 from infra.store import MemoryStore
-from pipeline.pictures import DecodeAhead, Order, make_picture, orders_of_span
+from pipeline.orders import orders_of_span
+from pipeline.pictures import DecodeAhead, Order, make_picture
 from schemas import tables
 from schemas.errors import ImageError
 from schemas.extract_config import Columns, Photometric, Views
@@ -32,7 +33,7 @@ class Photographs:
         self.read_keys: list[str] = []
 
     def entries(self) -> Iterator[Entry]:
-        raise NotImplementedError
+        raise AssertionError("whoever decodes is told the keys, and lists nothing")
 
     def read(self, key: str) -> bytes:
         self.read_keys.append(key)

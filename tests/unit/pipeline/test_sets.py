@@ -39,7 +39,7 @@ def test_frozen_array__the_first_size_wins() -> None:
 
 def tasks_of(planned: PlanCommit, rows: int, committed: set[int]) -> list[tuple[int, ShardTask]]:
     array = feature_sets.frozen_array(MemoryStore(), feature_set(), planned, rows)
-    return list(feature_sets.shard_tasks(0, array, standing(planned), committed))
+    return list(feature_sets.shard_tasks(0, array, standing(planned), committed, {}))
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.sampled_from([32, 64]))
@@ -82,7 +82,7 @@ def test_shard_tasks__leave_out_what_is_not_asked_for() -> None:
     def numbers(**changes: Any) -> list[int]:
         array = feature_sets.frozen_array(MemoryStore(), feature_set(), planned, 32)
         generation = standing(planned, **changes)
-        return [task.shard for _, task in feature_sets.shard_tasks(0, array, generation, set())]
+        return [task.shard for _, task in feature_sets.shard_tasks(0, array, generation, set(), {})]
 
     assert numbers() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert numbers(views=1) == [0, 1, 4, 5]
@@ -97,7 +97,7 @@ def test_span_tasks__say_which_images_are_not_to_be_read() -> None:
     planned = plan(images=100, span_images=64)
     generation = standing(planned, gone=[3, 70], replaced=[5])
     array = feature_sets.frozen_array(MemoryStore(), feature_set(), planned, 32)
-    tasks = list(feature_sets.shard_tasks(0, array, generation, set()))
+    tasks = list(feature_sets.shard_tasks(0, array, generation, set(), {}))
     first, second = feature_sets.span_tasks(generation, tasks)
     assert [image for image, _ in first.excused] == [3, 5]
     assert [image for image, _ in second.excused] == [6]
