@@ -13,7 +13,9 @@ from schemas.errors import ImageError
 
 
 def find_files(filesystem: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, facts) of every regular file below `root`, links to files among them.
+    """(path, facts) of every regular file below `root`, links to files among them, a folder's in
+    the order of their names. Of files not yet come to only the names of one folder and its parents
+    are held.
 
     Links to folders are not followed, so that no walk goes round or leaves the data set. Links to
     nothing, pipes, sockets and devices are no files.
@@ -21,15 +23,18 @@ def find_files(filesystem: Any, root: str) -> Iterator[tuple[str, dict[str, Any]
     Raises:
         OSError: a folder cannot be listed; what is in it would be left out unsaid.
     """
-    # Otherwise fsspec passes over what it may not list.
-    for name, facts in sorted(filesystem.find(root, detail=True, on_error="raise").items()):
-        if facts["islink"]:
-            try:
-                facts = filesystem.info(name)  # of what it leads to
-            except OSError:
+    for name in sorted(os.listdir(root)):
+        path = f"{root}/{name}"
+        try:
+            facts = filesystem.info(path)
+        except OSError:
+            if os.path.islink(path):
                 continue
+            raise
         if facts["type"] == "file":
-            yield name, facts
+            yield path, facts
+        elif facts["type"] == "directory" and not facts["islink"]:
+            yield from find_files(filesystem, path)
 
 
 def read_inside(root: str, key: str, max_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from infra.entry import Entry
 from infra.local_files import too_large
 from infra.redact import harmless, printable, public_url
+from infra.source_errors import listing, reading
 from schemas.errors import ConfigError, ImageError, SourceError
 from schemas.extract_config import Columns
 
@@ -37,6 +38,10 @@ class ParquetSource:
         self._lock = threading.Lock()
 
     def entries(self) -> Iterator[Entry]:
+        with listing(self.url):
+            yield from self._entries()
+
+    def _entries(self) -> Iterator[Entry]:
         for number in range(len(self._names)):
             file = self._open(number)
             name = self._shown(number)
@@ -66,7 +71,7 @@ class ParquetSource:
                     yield Entry(str(key), len(data), f"{zlib.crc32(data):08x}", label)
 
     def read(self, key: str) -> bytes:
-        with self._lock:
+        with reading(self.url, key), self._lock:
             if self._places is None:
                 self._places = self._index()
             if key not in self._places:

@@ -21,7 +21,8 @@ class Columns(StrictModel):
 
 class Images(Limits):
     source: str
-    """Folder (searched recursively), glob, or Parquet file or folder; a path or any fsspec URL."""
+    """Folder (searched recursively) or glob of pictures; file, folder or glob of Parquet or of .tar
+    archives (webdataset); .txt file of addresses, one a line. A path or any fsspec URL."""
     columns: Columns = Columns()
     limit: int | None = Field(None, ge=1)
     """Only the first N images, in hash order."""

@@ -114,6 +114,6 @@ def test_folder__what_may_not_be_read_is_said(
     with monkeypatch.context() as patch:
         patch.setattr("infra.local_files.os.open", refuse)
         assert refusal(source, "a.jpg") == "cannot be read: Permission denied"
-    monkeypatch.setattr("fsspec.implementations.local.os.scandir", refuse)
+    monkeypatch.setattr("infra.local_files.os.listdir", refuse)
     with pytest.raises(SourceError, match=r"listing failed: .*Permission denied.*run again"):
         keys(source)

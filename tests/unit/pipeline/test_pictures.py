@@ -1,21 +1,26 @@
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from infra.catalog import PlanReader
 from infra.entry import Entry
 from infra.pixels.decode import decode
 from infra.pixels.views import draw, draw_columns, pixels_digest, see
 from infra.store import MemoryStore
+from pipeline import pictures
 from pipeline.orders import orders_of_span
 from pipeline.pictures import DecodeAhead, Order, make_picture
 from schemas import tables
-from schemas.errors import ImageError
+from schemas.errors import ImageError, SourceError
 from schemas.extract_config import Columns, Photometric, Views
+from schemas.limits import Limits
 from schemas.records import ObjectRecord, PlanCommit
 from schemas.sealed import digest
 from schemas.spans import images_and_views, span_count, span_of
@@ -144,3 +149,62 @@ def test_decode_ahead__reads_only_what_is_wanted_in_order_and_once() -> None:
     wanted = [number for number in range(20) if number % 3]
     assert keys == [(number, str(number)) for number in wanted]
     assert sorted(source.read_keys, key=int) == [str(number) for number in wanted]
+
+
+def test_decode_ahead__names_the_picture_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+
+    def decode_or_block(data: bytes, limits: Limits) -> Image.Image:
+        if data == photograph_bytes(5):
+            let_go.wait()
+        return decode(data, limits)
+
+    monkeypatch.setattr(pictures, "decode", decode_or_block)
+    monkeypatch.setattr(pictures, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(pictures, "LOOK_S", 0.05)
+    orders = [Order(str(number), {0: None}, ((0, 16),)) for number in range(12)]
+    ahead = DecodeAhead(Photographs(), threads=1, chunk_images=4)
+    chunks = ahead.chunks("span", VIEWS, orders)
+    try:
+        assert [picture.key for picture in next(chunks)[1].values()] == ["0", "1", "2", "3"]
+        # The pictures behind it wait for its thread, and are not named.
+        with pytest.raises(SourceError, match=r"/photos: .*decoding 5 has not ended in 0 s.*take"):
+            next(chunks)
+    finally:
+        let_go.set()
+
+
+def test_decode_ahead__names_one_of_a_span_that_never_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    source = Photographs()
+
+    def read_or_block(key: str) -> bytes:
+        if key == "1\x1b[2J":
+            let_go.wait()
+        return photograph_bytes(0)
+
+    monkeypatch.setattr(source, "read", read_or_block)
+    monkeypatch.setattr(pictures, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(pictures, "LOOK_S", 0.05)
+    ahead = DecodeAhead(source, threads=1, chunk_images=4)
+    ahead.start("dropped", VIEWS, [Order("1\x1b[2J", {0: None}, ((0, 16),))])
+    try:
+        with pytest.raises(SourceError, match=r"decoding 1\\x1b\[2J has not ended"):
+            next(ahead.chunks("span", VIEWS, [Order("2", {0: None}, ((0, 16),))]))
+    finally:
+        let_go.set()
+
+
+def test_decode_ahead__patience_is_with_one_picture_and_not_with_all_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def decode_slowly(data: bytes, limits: Limits) -> Image.Image:
+        time.sleep(0.1)
+        return decode(data, limits)
+
+    monkeypatch.setattr(pictures, "decode", decode_slowly)
+    monkeypatch.setattr(pictures, "PATIENCE_S", 0.6)
+    monkeypatch.setattr(pictures, "LOOK_S", 0.02)
+    orders = [Order(str(number), {0: None}, ((0, 16),)) for number in range(12)]
+    ahead = DecodeAhead(Photographs(), threads=1, chunk_images=12)
+    assert len(next(ahead.chunks("span", VIEWS, orders))[1]) == 12
