@@ -8,6 +8,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,23 @@ import pyarrow.parquet as pq
 
 from infra.store import ObjectStore
 from schemas import layout, tables
-from schemas.errors import CacheError, DamageError, NotFound
+from schemas.errors import CacheError, ConfigError, DamageError, NotFound, StoreError
 from schemas.fingerprint import fingerprint
 from schemas.names import FORMAT_VERSION
-from schemas.records import CacheRecord, ObjectRecord, PlanCommit, SnapshotCommit, TeacherRecord
+from schemas.records import (
+    CacheRecord,
+    ObjectRecord,
+    PlanCommit,
+    SnapshotCommit,
+    Tag,
+    TeacherRecord,
+)
 from schemas.sealed import digest, unseal
 
 ROW_GROUPS_HELD = 256
+"""Of a plan that is read at random."""
+FEW_GROUPS = 8
+"""Of one that is read from its beginning to its end, by a few threads."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Catalog:
 
     Raises:
         CacheError: there is no cache here, or one of another format version.
+        ConfigError: the store cannot be read: no such bucket, no right to, nobody answers.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -49,6 +61,9 @@ class Catalog:
             data = store.get(layout.CACHE)
         except NotFound:
             raise CacheError(f"{store.url}: no cache here (it has no {layout.CACHE})") from None
+        except StoreError as error:
+            # The first thing that any command asks of its store: nothing was started.
+            raise ConfigError(f"cache {error}") from None
         self._refuse_other_version(data)
         self.record = unseal(data, CacheRecord, layout.CACHE)
 
@@ -100,7 +115,34 @@ class Catalog:
 
     def forgotten(self) -> set[int]:
         """Snapshots that nobody needs any more."""
-        return layout.numbers(self.store.keys(layout.FORGOTTEN))
+        numbers = layout.numbers(self.store.keys(layout.FORGOTTEN))
+        # Looked at afterwards: whoever tags one first makes its tag, then looks here.
+        return numbers - set(self.tags().values()) if numbers else numbers
+
+    def tags(self) -> dict[str, int]:
+        """The snapshot that each tag names. Raises DamageError."""
+        found = {}
+        for key in sorted(self.store.keys(layout.TAGS)):
+            with suppress(NotFound):  # taken away meanwhile
+                record = self._tag(key)
+                found[record.name] = record.number
+        return found
+
+    def snapshot_named(self, tag: str) -> int:
+        """The snapshot that has a tag. Raises CacheError, DamageError."""
+        with suppress(NotFound):
+            return self._tag(layout.tag(tag)).number
+        known = ", ".join(f"{name} ({number})" for name, number in self.tags().items())
+        raise CacheError(
+            f"{self.store.url}: no snapshot has the tag {tag!r}; "
+            + (f"the tags are {known}" if known else "none has a tag")
+        )
+
+    def _tag(self, key: str) -> Tag:
+        record = unseal(self.store.get(key), Tag, key)
+        if key != layout.tag(record.name):
+            raise DamageError(f"{self.store.url}: {key} is the record of another tag", key=key)
+        return record
 
     def snapshot(self, number: int) -> Snapshot:
         """A snapshot with its parents' shards. Raises CacheError, DamageError."""
@@ -205,9 +247,11 @@ def is_record_of(record: TeacherRecord, fp12: str) -> bool:
 class PlanReader:
     """Rows of one generation's plan by range, in bounded memory however long the plan."""
 
-    def __init__(self, store: ObjectStore, commit: PlanCommit) -> None:
+    def __init__(
+        self, store: ObjectStore, commit: PlanCommit, groups_held: int = ROW_GROUPS_HELD
+    ) -> None:
         self.commit = commit
-        self._store = store
+        self._store, self._groups_held = store, groups_held
         self._files: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -239,7 +283,7 @@ class PlanReader:
                 self._groups[place] = self._file(part).read_row_group(group)
             except (pa.ArrowException, OSError) as error:
                 raise DamageError(f"{key}: the plan is damaged: {error}", key=key) from None
-            if len(self._groups) > ROW_GROUPS_HELD:
+            if len(self._groups) > self._groups_held:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(place)
         return self._groups[place]

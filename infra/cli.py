@@ -36,6 +36,12 @@ COMMANDS = {
         "List what no snapshot reaches and no job at work can claim; with --delete, remove it.",
         ("cache",),
     ),
+    "pack": Command(
+        "pipeline.pack:run",
+        "schemas.options:PackOptions",
+        "Copy the pictures of a cache beside its features, in the order that training reads them.",
+        ("cache",),
+    ),
     "train": Command(
         "trainer.train:run",
         "schemas.train_config:TrainConfig",

@@ -31,6 +31,9 @@ def ray_session(terminal: Terminal, actors: int) -> Iterator[tuple[Any, Resource
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its exporter has ended drivers with a segmentation fault, and nobody here reads it.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Ray starts workers ahead and waits for all of them: for ever, if one dies before it has said
+    # that it is there (ray-project/ray#40131).
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -14,6 +14,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -137,6 +138,22 @@ class LocalStore:
                 key = (Path(path) / name).relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not key.startswith(f"{PARTIAL}/"):
                     yield key
+
+    def partials(self) -> dict[Path, int]:
+        """Files that are no objects yet, being written or left by a writer that was killed, and
+        their bytes."""
+        found = {}
+        for path in (self.root / PARTIAL).glob("*"):
+            with suppress(FileNotFoundError):
+                found[path] = path.stat().st_size
+        return found
+
+    def remove_partial(self, path: Path) -> None:
+        """One of `partials`; no error where there is none any more."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.url}: removing {path.name} failed: {error}") from error
 
     def delete(self, key: str) -> None:
         try:

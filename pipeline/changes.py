@@ -5,19 +5,21 @@ the features. A picture that nothing was computed from yet has not changed.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from infra.catalog import Catalog
+from infra.catalog import Catalog, Snapshot
 from infra.sources import Source
 from infra.terminal import Terminal
 from pipeline.bad_rows import bad_rows, cls_table, sets_named
 from pipeline.checks import Line
 from pipeline.listing import Listing, Standing
-from pipeline.publish import committed_places, lines_of, places, read_commit
+from pipeline.publish import Place, committed_places, lines_of, places, read_commit
 from schemas.errors import ImageError
 from schemas.spans import images_and_views, rows_of
 
@@ -30,6 +32,7 @@ def changed_places(
     listing: Listing,
     source: Source,
     terminal: Terminal,
+    damaged: Collection[Place],
 ) -> set[int]:
     """Places in the listing of pictures whose bytes are others than features were computed from.
 
@@ -39,7 +42,7 @@ def changed_places(
     suspects = _suspects(standing, len(listing.keys))
     if not suspects.any():
         return set()
-    seen = _digests_seen(catalog, _committed_lines(catalog), standing, suspects)
+    seen = _digests_seen(catalog, _committed_lines(catalog, damaged), standing, suspects)
     changed: set[int] = set()
     with (
         ThreadPoolExecutor(READERS) as pool,
@@ -54,12 +57,14 @@ def changed_places(
     return changed
 
 
-def places_to_retry(catalog: Catalog, standing: Sequence[Standing]) -> set[int]:
+def places_to_retry(
+    catalog: Catalog, standing: Sequence[Standing], damaged: Collection[Place]
+) -> set[int]:
     """Places in the listing of images that have a bad row in a set that a name means."""
     number = catalog.latest_snapshot()
     if number is None:
         return set()
-    snapshot = catalog.snapshot(number)
+    snapshot = _without(catalog.snapshot(number), damaged)
     rows = np.array(sorted(bad_rows(catalog.store, snapshot, set(sets_named(snapshot)))), np.int64)
     found: set[int] = set()
     for generation in standing:
@@ -79,12 +84,18 @@ def _suspects(standing: Sequence[Standing], count: int) -> npt.NDArray[np.bool_]
     return suspects
 
 
-def _committed_lines(catalog: Catalog) -> dict[int, list[Line]]:
+def _without(snapshot: Snapshot, damaged: Collection[Place]) -> Snapshot:
+    """The snapshot less these shards."""
+    keep = [place not in damaged for place in places(snapshot.table)]
+    return replace(snapshot, table=snapshot.table.filter(pa.array(keep, pa.bool_())))
+
+
+def _committed_lines(catalog: Catalog, damaged: Collection[Place]) -> dict[int, list[Line]]:
     """Lines as of a snapshot, by generation, of every committed shard: a job that died may have
     left some that no snapshot has."""
     number = catalog.latest_snapshot()
-    snapshot = None if number is None else catalog.snapshot(number)
-    known = set() if snapshot is None else set(places(snapshot.table))
+    snapshot = None if number is None else _without(catalog.snapshot(number), damaged)
+    known = set(damaged) if snapshot is None else {*places(snapshot.table), *damaged}
     left = [
         read_commit(catalog.store, place)
         for place in committed_places(catalog.store)

@@ -72,10 +72,11 @@ def extract(config: ExtractConfig, terminal: Terminal, pool_maker: PoolMaker) ->
     images = config.images
     source = open_source(images.source, images.columns, images.max_bytes)
     teachers = describe_teachers(config, terminal)
-    refuse_unsafe_store(store)
-    catalog = open_or_create_cache(store, config)
     fingerprints12 = tuple(task.record.fingerprint12 for task in teachers)
     with lease(store, "extract", fingerprints12):
+        # Not before: a gc would take what this creates and removes for what nobody uses.
+        refuse_unsafe_store(store)
+        catalog = open_or_create_cache(store, config)
         return _extract(config, terminal, pool_maker, catalog, source, teachers, start)
 
 
@@ -88,14 +89,12 @@ def _extract(
     teachers: tuple[TeacherTask, ...],
     start: float,
 ) -> Outcome:
-    standing = grow_plan(catalog, config, source, terminal)
+    # First: what is damaged cannot tell which pictures have changed.
+    damaged = find_damaged(catalog, teachers, terminal) if config.repair else {}
+    standing = grow_plan(catalog, config, source, terminal, damaged)
     if not standing:
         terminal.warn(f"images {source.url}: no pictures found; nothing to do")
         return Outcome(result(Work(), None, 0, 0, 0, start))
-    damaged: dict[Place, Damaged] = {}
-    if config.repair:
-        plans = [generation.plan for generation in standing]
-        damaged = find_damaged(catalog, teachers, plans, terminal)
     tell(terminal, difference(catalog, config, teachers, standing))
     extraction = _Extraction(config, terminal, catalog.store, source, teachers, standing, damaged)
     work = extraction.run(pool_maker)

@@ -7,12 +7,15 @@ extraction will use them.
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from infra.catalog import Catalog, Snapshot
 from infra.command import Outcome
-from infra.store import ObjectStore, open_store
+from infra.store import PARTIAL, LocalStore, ObjectStore, open_store
+from infra.store_check import CHECKS
 from infra.terminal import Terminal, human_bytes
-from pipeline.lease import lease, live_jobs
+from pipeline.lease import lease, live_jobs, watch
+from pipeline.pack import packs
 from pipeline.publish import committed_places
 from schemas import layout
 from schemas.errors import NotFound
@@ -35,7 +38,8 @@ def _collect(options: GcOptions, catalog: Catalog, mine: str, terminal: Terminal
     store = catalog.store
     jobs = live_jobs(store)
     for job in jobs.values():
-        terminal.decide("kept", ", ".join(job.fingerprints12), f"a job at work on {job.host}")
+        teachers = ", ".join(job.fingerprints12) or "plan and snapshots"
+        terminal.decide("kept", teachers, f"a job at work on {job.host}")
     kept = _kept(catalog)
     garbage = [
         key
@@ -54,21 +58,42 @@ def _collect(options: GcOptions, catalog: Catalog, mine: str, terminal: Terminal
     for kind, count in sorted(kinds.items()):
         size = sum(size for key, size in sizes.items() if key.partition("/")[0] == kind)
         terminal.say(f"garbage      {count:,} objects in {kind}/, {human_bytes(size)}")
+    partials = {} if jobs else _partials_left(store)
+    if partials:
+        size = sum(partials.values())
+        terminal.say(f"garbage      {len(partials):,} files in {PARTIAL}/, {human_bytes(size)}")
     if options.delete:
         with terminal.progress("remove", len(sizes), "objects") as meter:
             for key in sorted(sizes, key=_order):
                 store.delete(key)
                 meter.advance(1)
-    elif sizes:
+        if isinstance(store, LocalStore):
+            for path in partials:
+                store.remove_partial(path)
+    elif sizes or partials:
         terminal.say("nothing was removed; --delete removes them")
     return Outcome(
         {
             "objects": len(sizes),
-            "bytes": sum(sizes.values()),
+            "partials": len(partials),
+            "bytes": sum(sizes.values()) + sum(partials.values()),
             "deleted": len(sizes) if options.delete else 0,
             "jobs": len(jobs),
         }
     )
+
+
+def _partials_left(store: ObjectStore) -> dict[Path, int]:
+    """Files that killed writers left on a local disk, and their bytes; a live one, which no job is
+    at work on, is gone in less time than this watches."""
+    if not isinstance(store, LocalStore):
+        return {}
+    before = store.partials()
+    if not before:
+        return {}
+    watch()
+    now = store.partials()
+    return {path: size for path, size in before.items() if path in now}
 
 
 def _order(key: str) -> tuple[bool, str]:
@@ -81,7 +106,16 @@ def _is_of_a_job(key: str, jobs: dict[str, JobRecord]) -> bool:
     parts = key.split("/")
     if not jobs:
         return False
-    shared = (["plan"], ["snapshots"], ["commits", "plan"], ["commits", "snapshots"], ["jobs"])
+    shared = (
+        [CHECKS],
+        ["plan"],
+        ["snapshots"],
+        ["commits", "plan"],
+        ["commits", "snapshots"],
+        ["jobs"],
+        ["images"],
+        ["commits", "images"],
+    )
     if any(parts[: len(start)] == start for start in shared):
         return True
     working = {fp12 for job in jobs.values() for fp12 in job.fingerprints12}
@@ -110,7 +144,10 @@ def _kept(catalog: Catalog) -> set[str]:
             continue
         sets.update(_sets_of(snapshot))
         kept.update(_keys_of_shards(snapshot))
-    kept.update(layout.forgotten(number) for number in forgotten)
+    kept.update(store.keys(layout.FORGOTTEN))
+    kept.update(store.keys(layout.TAGS))
+    for pack in packs(store):
+        kept.update({layout.pack_commit(pack.generation, pack.number), pack.object.key})
     for path, generation, shard in committed_places(store):
         commit_key = SetPath.parse(path).commit(generation, shard)
         if commit_key not in kept and (path in sets or path not in dropped):

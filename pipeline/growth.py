@@ -1,6 +1,6 @@
 """What the plan lacks: new pictures, changed ones, ones to be tried again, and further views."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from infra.sources import Source
 from infra.terminal import Terminal
 from pipeline.changes import changed_places, places_to_retry
 from pipeline.listing import Listing, Standing
+from pipeline.publish import Place
 from schemas.extract_config import ExtractConfig
 from schemas.spans import Whole
 
@@ -36,14 +37,18 @@ def growths(
     config: ExtractConfig,
     source: Source,
     terminal: Terminal,
+    damaged: Collection[Place] = (),
 ) -> list[Growth]:
     """The generations that the plan lacks, in the order in which they are appended.
+
+    Args:
+        damaged: shards that nothing is to be read from.
 
     Raises:
         SourceError: as `changed_places`.
     """
-    changed = changed_places(catalog, standing, listing, source, terminal)
-    retried = places_to_retry(catalog, standing) - changed if config.retry_bad else set()
+    changed = changed_places(catalog, standing, listing, source, terminal, damaged)
+    retried = places_to_retry(catalog, standing, damaged) - changed if config.retry_bad else set()
     anew = np.zeros(len(listing.keys), bool)
     anew[sorted(changed | retried)] = True
     planned_views = np.zeros(len(listing.keys), np.int64)

@@ -17,7 +17,7 @@ from typing import Literal
 from infra.provenance import host
 from infra.store import ObjectStore
 from schemas import layout
-from schemas.errors import DamageError, NotFound, StoreError
+from schemas.errors import ConfigError, DamageError, NotFound, StoreError
 from schemas.records import JobRecord
 from schemas.sealed import seal, unseal
 
@@ -34,11 +34,17 @@ def lease(
 
     A job that begins while a gc is at work waits for its end. Both say that they are there before
     they look for the other, so that at least one of two that begin together sees the other.
+
+    Raises:
+        ConfigError: the store cannot be written.
     """
     job = uuid.uuid4().hex[:12]
     record = JobRecord(kind=kind, fingerprints12=fingerprints12, host=host())
-    store.create(layout.job(job), seal(record))
-    store.create(layout.beat(job, 0), b"\n")
+    try:
+        store.create(layout.job(job), seal(record))
+        store.create(layout.beat(job, 0), b"\n")
+    except StoreError as error:
+        raise ConfigError(f"cache {store.url}: nothing can be written there: {error}") from None
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(store, job, ended), daemon=True, name="lease")
     beats.start()
@@ -49,8 +55,10 @@ def lease(
     finally:
         ended.set()
         beats.join()
-        for key in list(store.keys(layout.job_folder(job))):
-            store.delete(key)
+        # The work is done, or has failed for a reason of its own; what stays is a dead job's.
+        with suppress(StoreError):
+            for key in list(store.keys(layout.job_folder(job))):
+                store.delete(key)
 
 
 def _beat(store: ObjectStore, job: str, ended: threading.Event) -> None:
@@ -64,6 +72,11 @@ def _beat(store: ObjectStore, job: str, ended: threading.Event) -> None:
             store.delete(layout.beat(job, number - 1))
 
 
+def watch() -> None:
+    """Wait for as long as it takes to tell the dead from the living."""
+    time.sleep(WATCH_S)
+
+
 def live_jobs(store: ObjectStore) -> dict[str, JobRecord]:
     """Extractions at work; takes WATCH_S where there are any that might be."""
     return _live(store, "extract")
@@ -73,7 +86,7 @@ def _live(store: ObjectStore, kind: str) -> dict[str, JobRecord]:
     """Jobs of a kind whose number grows."""
     before = {job: number for job, number in _numbers(store).items() if _kind(store, job) == kind}
     if before:
-        time.sleep(WATCH_S)
+        watch()
     live = {}
     for job, number in _numbers(store).items():
         record = _record(store, job)

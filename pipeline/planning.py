@@ -7,7 +7,7 @@ holds one view. The generation's last span may be short; its rows follow on with
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from infra.store import ObjectStore
 from infra.terminal import Terminal
 from pipeline.growth import Growth, growths
 from pipeline.listing import Listing, Standing, list_images, standings
+from pipeline.publish import Place
 from schemas import layout, tables
 from schemas.errors import AlreadyExists, ConfigError, StoreError
 from schemas.extract_config import ExtractConfig
@@ -28,7 +29,8 @@ from schemas.records import CacheRecord, ObjectRecord, PlanCommit
 from schemas.sealed import digest, seal
 from schemas.spans import images_and_views
 
-WINDOW_BLOCKS = 16
+LANES, WINDOW_BLOCKS = 32, 1
+"""A trainer holds a block of each lane: 32 of 32 rows mix as many rows as it is worth holding."""
 SPANS_WANTED = 16
 """A data set of fewer full spans than this gets smaller ones, so that workers are not idle."""
 
@@ -45,6 +47,7 @@ def open_or_create_cache(store: ObjectStore, config: ExtractConfig) -> Catalog:
     """
     record = CacheRecord(
         name=store.url.rstrip("/").rpartition("/")[2] or "cache",
+        lanes=LANES,
         window_blocks=WINDOW_BLOCKS,
         order_key=order_key(config.views.seed).hex(),
     )
@@ -58,9 +61,16 @@ def open_or_create_cache(store: ObjectStore, config: ExtractConfig) -> Catalog:
 
 
 def grow_plan(
-    catalog: Catalog, config: ExtractConfig, source: Source, terminal: Terminal
+    catalog: Catalog,
+    config: ExtractConfig,
+    source: Source,
+    terminal: Terminal,
+    damaged: Collection[Place] = (),
 ) -> list[Standing]:
     """Give every picture and view that is asked for a row; returns all generations.
+
+    Args:
+        damaged: shards that nothing is to be read from.
 
     Raises:
         ConfigError: as `standings`. SourceError: as `growths`.
@@ -69,7 +79,7 @@ def grow_plan(
     while True:
         generations = catalog.generations()
         standing = standings(catalog, generations, listing, config, source)
-        lacking = growths(catalog, standing, listing, config, source, terminal)
+        lacking = growths(catalog, standing, listing, config, source, terminal, damaged)
         if not lacking:
             return standing
         try:
@@ -125,36 +135,45 @@ def _write_generation(
     attempt = uuid.uuid4().hex[:12]
     draft = draft_generation(generations, growth, config, source)
 
-    def create(key: str, table: pa.Table) -> ObjectRecord:
-        data = tables.to_parquet(table)
+    def create(key: str, data: bytes) -> ObjectRecord:
         catalog.store.create(key, data)
         return ObjectRecord(key=key, size=len(data), sha256=digest(data))
 
     parts = [
-        create(layout.plan_part(number, part, attempt), table)
-        for part, table in enumerate(_parts(draft, listing, growth))
+        create(layout.plan_part(number, part, attempt), tables.joined(pieces, tables.PLAN))
+        for part, pieces in enumerate(_parts(draft, listing, growth))
     ]
     superseded = None
     if len(growth.superseded):
         rows = pa.table({"row": growth.superseded}, schema=tables.SUPERSEDED)
-        superseded = create(layout.plan_superseded(number, attempt), rows)
+        superseded = create(layout.plan_superseded(number, attempt), tables.to_parquet(rows))
     commit = draft.model_copy(update={"parts": tuple(parts), "superseded": superseded})
     catalog.store.create(layout.plan_commit(number), seal(commit))
     return commit
 
 
-def _parts(commit: PlanCommit, listing: Listing, growth: Growth) -> Iterator[pa.Table]:
+def _parts(commit: PlanCommit, listing: Listing, growth: Growth) -> Iterator[Iterator[pa.Table]]:
+    """The tables that each part is written from, one after the other."""
     for first in range(0, commit.rows, tables.ROWS_PER_PLAN_PART):
-        rows = np.arange(first, min(first + tables.ROWS_PER_PLAN_PART, commit.rows))
-        images, views = images_and_views(commit, rows)
-        places = growth.places[images].tolist()
-        keys = [listing.keys[place] for place in places]
-        draws = [draw(key, view, commit.views) for key, view in zip(keys, views.tolist())]
-        columns: dict[str, object] = {
-            "key": keys,
-            "size": [listing.sizes[place] for place in places],
-            "etag": [listing.etags[place] for place in places],
-            "view": views,
-            **draw_columns(draws),
-        }
-        yield pa.table(columns, schema=tables.PLAN)
+        end = min(first + tables.ROWS_PER_PLAN_PART, commit.rows)
+        starts = range(first, end, tables.ROWS_PER_PLAN_GROUP)
+        yield (
+            _rows(commit, listing, growth, start, min(start + tables.ROWS_PER_PLAN_GROUP, end))
+            for start in starts
+        )
+
+
+def _rows(commit: PlanCommit, listing: Listing, growth: Growth, first: int, end: int) -> pa.Table:
+    """Few enough for the objects that they are made of: those of a whole part take a gigabyte."""
+    images, views = images_and_views(commit, np.arange(first, end))
+    places = growth.places[images].tolist()
+    keys = [listing.keys[place] for place in places]
+    draws = [draw(key, view, commit.views) for key, view in zip(keys, views.tolist())]
+    columns: dict[str, object] = {
+        "key": keys,
+        "size": [listing.sizes[place] for place in places],
+        "etag": [listing.etags[place] for place in places],
+        "view": views,
+        **draw_columns(draws),
+    }
+    return pa.table(columns, schema=tables.PLAN)

@@ -27,10 +27,7 @@ from schemas.sealed import Record, digest, seal, unseal
 
 
 def find_damaged(
-    catalog: Catalog,
-    teachers: Sequence[TeacherTask],
-    plans: Sequence[PlanCommit],
-    terminal: Terminal,
+    catalog: Catalog, teachers: Sequence[TeacherTask], terminal: Terminal
 ) -> dict[Place, Damaged]:
     """Check the newest snapshot's sets of these teachers, put their records right, and name the
     shards that are to be computed again.
@@ -42,6 +39,7 @@ def find_damaged(
     if number is None:
         return {}
     snapshot = catalog.snapshot(number)
+    plans = catalog.generations(snapshot.commit.generations)
     known = {task.record.fingerprint12: task for task in teachers}
     lines = [
         line
@@ -106,7 +104,13 @@ def _mend_records(store: ObjectStore, path: SetPath, task: TeacherTask, codec_sh
     calibration_key = layout.calibration(path.fingerprint12, path.grid)
     if _is_sound(store, path.codec_json, CodecRecord):
         return
-    calibration = unseal(store.get(calibration_key), Calibration, calibration_key)
+    try:
+        calibration = unseal(store.get(calibration_key), Calibration, calibration_key)
+    except NotFound:
+        raise DamageError(
+            f"{path.codec_json}: is damaged, and {calibration_key}, which gives it, is missing",
+            key=calibration_key,
+        ) from None
     sealed = seal(codec_record(path.codec.partition("-")[0], calibration))
     if digest(sealed) != codec_sha256:
         raise DamageError(f"{path.codec_json}: is damaged, and {calibration_key} gives another")

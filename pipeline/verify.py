@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import FEW_GROUPS, Catalog, PlanReader
 from infra.command import Outcome
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
@@ -17,9 +17,12 @@ from schemas import layout
 from schemas.errors import DamageError
 from schemas.layout import SetPath
 from schemas.options import VerifyOptions
+from schemas.records import PackCommit
+from schemas.sealed import unseal
 from schemas.spans import Whole
 
 DAMAGE_SHOWN = 20
+REPACK = "remove it and run `teachonce pack` again"
 REMEDY = "`teachonce extract --repair` computes shards anew; else restore the objects from a copy"
 
 
@@ -39,10 +42,11 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
     except DamageError as error:
         findings.damage(str(error.__dict__.get("key", options.cache)), str(error))
         return _outcome(findings, None, terminal)
-    plans = [PlanReader(store, commit) for commit in generations]
+    plans = [PlanReader(store, commit, FEW_GROUPS) for commit in generations]
     for commit in every:
         for part in (*commit.parts, *filter(None, [commit.superseded])):
             check_object(store, part, findings)
+    _check_packs(store, findings)
     planned = sum(plan.rows for plan in generations) - len(superseded)
     if snapshot is None:
         left = min(store.keys("snapshots/"), default=None)
@@ -68,6 +72,17 @@ def run(options: VerifyOptions, terminal: Terminal) -> Outcome:
     findings.drop_superseded(superseded)
     covered = coverage(snapshot, generations, superseded)
     return _outcome(findings, covered, terminal, compared)
+
+
+def _check_packs(store: ObjectStore, findings: Findings) -> None:
+    """The pictures beside the features; what can be done about them is another thing."""
+    for key in sorted(store.keys(layout.PACK_COMMITS)):
+        try:
+            pack = unseal(store.get(key), PackCommit, key)
+        except DamageError as error:
+            findings.damage(key, f"{error}; {REPACK}")
+            continue
+        check_object(store, pack.object, findings)
 
 
 def walk(

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from infra.catalog import PlanReader
+from infra.catalog import FEW_GROUPS, PlanReader
 from infra.devices import synchronise
 from infra.pixels.decode import silence_pillow
 from infra.pixels.views import Pixels
@@ -49,7 +49,7 @@ class Worker:
             torch.set_num_threads(job.forward_threads)
         self._job = job
         self._store = open_store(job.cache, job.store)
-        self._plans = [PlanReader(self._store, commit) for commit in job.generations]
+        self._plans = [PlanReader(self._store, commit, FEW_GROUPS) for commit in job.generations]
         # A batch never crosses a chunk, so what is in it does not depend on what is missing.
         chunk = max(BLOCK_ROWS, 1 << (job.batch_size.bit_length() - 1))
         # Each picture is held to its own generation's limits when it is decoded.

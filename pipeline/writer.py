@@ -131,8 +131,8 @@ class ShardBuffer:
         data = _sound(store, was.tokens)
         written = 0
         present = [note.reason is None for note in notes]
-        # Sound tokens of rows that cannot be computed any more would contradict the new table.
-        if data is None or self._rows_present(data, was.tokens.key) != present:
+        # The new table is of the pictures as they are now, and of no others that tokens may be of.
+        if data is None or self._difference(data, was.tokens.key, present):
             data = bytes(shard.encode(self._tokens, present, task.rows_per_shard))
             written += put(store, was.tokens.key, data)
         tokens = ObjectRecord(key=was.tokens.key, size=len(data), sha256=digest(data))
@@ -152,12 +152,11 @@ class ShardBuffer:
             cls = ObjectRecord(key=cls_key, size=len(table), sha256=digest(table))
         commit = self._commit(tokens, cls, uuid.uuid4().hex[:12], notes, was.revision + 1)
         sealed = seal(commit)
-        store.create(key, sealed)
+        try:
+            store.create(key, sealed)
+        except AlreadyExists:
+            return unseal(store.get(key), ShardCommit, key), 0
         return commit, written + len(sealed)
-
-    def _rows_present(self, data: bytes, key: str) -> list[bool]:
-        checksums = shard.checksums(data, key, self.task.rows_per_shard)
-        return [checksum is not None for checksum in checksums[: self.task.rows]]
 
     def _commit(
         self,
@@ -205,26 +204,32 @@ class ShardBuffer:
     def _refuse_unless_same(self, found: bytes, key: str, present: list[bool]) -> None:
         """An object left without a commit must decode to the rows just computed."""
         try:
-            stored = shard.decode(found, key, self._tokens.shape[1:], self.task.rows_per_shard)
+            difference = self._difference(found, key, present)
         except DamageError as error:
             raise DamageError(
                 f"{error}; no commit names it, a dead attempt left it: remove it and run again",
                 key=key,
             ) from None
+        if difference:
+            raise DamageError(
+                f"{key}: an object that no commit names stands here and holds other rows "
+                f"({difference}): remove it and run again",
+                key=key,
+            )
+
+    def _difference(self, found: bytes, key: str, present: list[bool]) -> str:
+        """How the rows of an object differ from those just computed; empty where they do not.
+        Raises DamageError."""
+        stored = shard.decode(found, key, self._tokens.shape[1:], self.task.rows_per_shard)
         wanted = np.zeros(len(stored), bool)
         wanted[: len(present)] = present
         held = np.isfinite(stored).all(axis=(1, 2))
-        what = f"{held.sum()} good ones, not the {wanted.sum()} just computed"
-        if np.array_equal(held, wanted):
-            worst = _worst_cosine(self._tokens[present], stored[wanted])
-            if worst >= ADOPTION_COSINE:
-                return
-            what = f"cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it"
-        raise DamageError(
-            f"{key}: an object that no commit names stands here and holds other rows ({what}): "
-            "remove it and run again",
-            key=key,
-        )
+        if not np.array_equal(held, wanted):
+            return f"{held.sum()} good ones, not the {wanted.sum()} just computed"
+        worst = _worst_cosine(self._tokens[present], stored[wanted])
+        if worst >= ADOPTION_COSINE:
+            return ""
+        return f"cosine {worst:.4f}, {ADOPTION_COSINE} needed to adopt it"
 
     def _table(self, notes: list[RowNote], checksums: list[int | None]) -> pa.Table:
         first = self._global_first_row + self.task.first_row
@@ -250,9 +255,18 @@ class ShardBuffer:
 
 def put(store: ObjectStore, key: str, data: bytes) -> int:
     """Make `data` what lies at a key whose object is missing or proven damaged; the bytes written.
-    Whoever stops in between leaves it missing, which the next repair finds."""
+    Whoever stops in between leaves it missing, which the next repair finds.
+
+    Raises:
+        StoreError: another job puts other bytes there at this moment.
+    """
     store.delete(key)
-    store.create(key, data)
+    try:
+        store.create(key, data)
+    except AlreadyExists:
+        if store.get(key) != data:
+            raise
+        return 0
     return len(data)
 
 

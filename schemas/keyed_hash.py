@@ -29,7 +29,8 @@ def uniforms(text: str, key: bytes, count: int) -> list[float]:
 
 
 def mix(values: npt.NDArray[np.integer], key: int) -> Words:
-    """A keyed hash of whole numbers, vectorised: splitmix64's finaliser over a keyed Weyl step."""
+    """A keyed hash of whole numbers, vectorised: splitmix64's finaliser over a keyed Weyl step.
+    Every step can be undone, so distinct numbers have distinct hashes."""
     mask = 2**64 - 1
     with np.errstate(over="ignore"):
         z = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & mask)
@@ -41,8 +42,8 @@ def mix(values: npt.NDArray[np.integer], key: int) -> Words:
 
 
 def permutation(values: npt.NDArray[np.integer], key: int) -> npt.NDArray[np.intp]:
-    """Positions that sort `values` (distinct) by their keyed hash; ties, if any, by value."""
-    return np.lexsort((values, mix(values, key)))
+    """Positions that sort `values` (distinct) by their keyed hash."""
+    return np.argsort(mix(values, key))
 
 
 def subkey(key: bytes, *parts: int | str) -> int:

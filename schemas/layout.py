@@ -9,6 +9,8 @@ PLAN_COMMITS = "commits/plan/"
 SNAPSHOT_COMMITS = "commits/snapshots/"
 SHARD_COMMITS = "commits/features/"
 FORGOTTEN = "commits/forgotten/"
+TAGS = "commits/tags/"
+PACK_COMMITS = "commits/images/"
 JOBS = "jobs/"
 COMMITS_PER_FOLDER = 1024
 
@@ -27,6 +29,10 @@ def place_of_commit(key: str) -> tuple[str, int, int] | None:
 
 def forgotten(number: int) -> str:
     return f"{FORGOTTEN}{number:06d}.json"
+
+
+def tag(name: str) -> str:
+    return f"{TAGS}{name}.json"
 
 
 def job_folder(job: str) -> str:
@@ -51,6 +57,14 @@ def plan_superseded(generation: int, attempt: str) -> str:
 
 def plan_commit(generation: int) -> str:
     return f"{PLAN_COMMITS}{generation:06d}.json"
+
+
+def pack(generation: int, number: int, attempt: str) -> str:
+    return f"images/{generation:06d}/{number}.{attempt}.tar"
+
+
+def pack_commit(generation: int, number: int) -> str:
+    return f"{PACK_COMMITS}{generation:06d}/{number // COMMITS_PER_FOLDER}/{number}.json"
 
 
 def snapshot(number: int, attempt: str) -> str:

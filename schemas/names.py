@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BLOCK_ROWS = 32
 """Rows of a block, the unit of reading and shuffling."""
 MAX_SPAN_IMAGES = 512
+PACK_IMAGES = 128
+"""Images of one pack: an object worth a request, and still held in memory while it is written."""
 PIXEL_RECIPE = 1
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]

@@ -1,8 +1,9 @@
 """Options of the commands that take no configuration file of their own."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from schemas.extract_config import Columns
 from schemas.names import Grid, Precision
@@ -20,6 +21,30 @@ class VerifyOptions(StrictModel):
     the pixels and the features."""
 
 
+def _tag(text: str) -> str:
+    name = text.rpartition("=")[2]
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
+        or name.isdigit()
+        or name == "latest"
+    ):
+        raise ValueError(
+            f"a tag begins with a letter or digit, goes on with letters, digits, '.', '_' and '-', "
+            f"and is neither a number nor `latest`: not {name!r}"
+        )
+    return text
+
+
+def _tag_of_number(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,8}=.*", text, re.ASCII | re.DOTALL):
+        raise ValueError(f"is given as NUMBER=NAME, such as 3=paper: not {text!r}")
+    return text
+
+
+TagName = Annotated[str, Field(max_length=100), AfterValidator(_tag)]
+NumberAndTag = Annotated[TagName, AfterValidator(_tag_of_number)]
+
+
 class SnapshotsOptions(StrictModel):
     cache: str = Field(min_length=1)
     """Folder of the cache, or s3://BUCKET/PREFIX."""
@@ -28,7 +53,11 @@ class SnapshotsOptions(StrictModel):
     prune: bool = False
     """Make a new snapshot without the sets of teachers that no name means any more."""
     forget: Annotated[tuple[int, ...], BeforeValidator(one_or_several)] = ()
-    """Snapshots that nobody needs any more; never the newest."""
+    """Snapshots that nobody needs any more; never the newest, nor one that has a tag."""
+    tag: Annotated[tuple[NumberAndTag, ...], BeforeValidator(one_or_several)] = ()
+    """Give snapshots names, as 3=paper: a tag keeps its snapshot and never moves to another."""
+    untag: Annotated[tuple[TagName, ...], BeforeValidator(one_or_several)] = ()
+    """Tags to be taken away first."""
 
 
 class GcOptions(StrictModel):
@@ -38,6 +67,17 @@ class GcOptions(StrictModel):
     """How S3 is reached."""
     delete: bool = False
     """Remove what is listed."""
+
+
+class PackOptions(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
+    root: str | None = None
+    """Where the data set has moved to, if not where it was when it was extracted."""
+    threads: int = Field(16, ge=1)
+    """That read pictures."""
 
 
 class EvaluateOptions(StrictModel):
@@ -51,13 +91,15 @@ class EvaluateOptions(StrictModel):
     """Pictures are shown at 16 x grid pixels; by default as the student was trained."""
     weights: str = "pretrained"
     """Of a `timm:NAME`: `pretrained`, a path or URL, or `random:SEED`."""
+    arguments: dict[str, Any] = {}
+    """Of a `timm:NAME`: further arguments of timm's constructor."""
     limit: int | None = Field(None, ge=1)
     """Only the first N pictures of each part, in hash order."""
     batch_size: int = Field(64, ge=1)
 
 
 class BenchOptions(StrictModel):
-    what: Literal["extract", "loader"]
+    what: Literal["extract", "loader", "memory", "train"]
     """Which measurement."""
     images: str | None = None
     """Pictures to measure with; by default those of the quickstart."""
@@ -66,14 +108,26 @@ class BenchOptions(StrictModel):
     case: Literal["one", "three", "both"] = "both"
     """How many teachers `extract` measures with: one, three of different kinds, or each in turn."""
     precision: Precision | None = None
-    """Of the forward in `extract`; by default float32, on a GPU bfloat16."""
+    """Of the forward in `extract` and `train`; by default float32, on a GPU bfloat16."""
     cache: str | None = None
-    """The cache that `loader` reads."""
+    """The cache that `loader` and `train` read: a folder, or s3://BUCKET/PREFIX."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
+    pixels: Annotated[int, Field(ge=16)] | None = None
+    """`loader`: also stream with pictures of this side."""
     teacher: str = "teacher"
-    """Whose set `loader` reads."""
+    """Whose set `loader` and `train` read."""
     grid: Grid | None = None
     """At which grid; needed where the teacher has several."""
+    students: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
+    """Of `train`; by default timm's ViT-T, on a GPU EUPE's ViT-T, S and B."""
+    batch_size: int | None = Field(None, ge=1)
+    """Of `train`; by default 16, on a GPU 256."""
+    steps: int = Field(20, ge=1)
+    """Of each run of `train`."""
     repeats: int = Field(3, ge=1)
-    """Every figure is the median of this many runs, interleaved."""
+    """Every figure but those of `memory` is the median of this many runs, interleaved."""
+    rows: int = Field(1_000, ge=2)
+    """Rows of the smaller data set of `memory`; the other has 100 times as many."""
     out: str = "tests/benchmarks/results"
     """Folder of the result files that rows are appended to."""

@@ -17,8 +17,10 @@ class CacheRecord(StrictModel):
     format_version: int = FORMAT_VERSION
     name: str
     block_rows: int = BLOCK_ROWS
+    lanes: int = Field(ge=1)
+    """Stretches of an epoch that the training order takes rows from in turn."""
     window_blocks: int = Field(ge=1)
-    """Blocks whose rows the training order mixes with one another."""
+    """Blocks of a lane whose rows it mixes with one another."""
     order_key: str
     """Hex key of the keyed hash that orders images and shuffles blocks."""
     pixel_recipe: int = PIXEL_RECIPE
@@ -60,6 +62,18 @@ class PlanCommit(StrictModel):
     @property
     def rows(self) -> int:
         return self.images * self.view_count
+
+
+class PackCommit(StrictModel):
+    """Makes a pack of source images exist: `PACK_IMAGES` consecutive ones of a generation, as they
+    lie in the data set, in one tar."""
+
+    generation: int
+    number: int
+    object: ObjectRecord
+    offsets: tuple[int, ...]
+    """Where each image's bytes begin in the object; -1 of one that could not be read."""
+    sizes: tuple[int, ...]
 
 
 class TeacherRecord(StrictModel):
@@ -191,6 +205,7 @@ class JobRecord(StrictModel):
     """`jobs/<id>/job.json`: a job at work, while it is."""
 
     kind: Literal["extract", "gc"]
+    """`extract`: whatever adds to the plan, the snapshots, or sets."""
     fingerprints12: tuple[str, ...]
     """Of the teachers whose sets it works on."""
     host: str
@@ -199,6 +214,13 @@ class JobRecord(StrictModel):
 class Forgotten(StrictModel):
     """`commits/forgotten/<number>.json`: nobody needs this snapshot any more."""
 
+    number: int
+
+
+class Tag(StrictModel):
+    """`commits/tags/<name>.json`: a name of a snapshot, which keeps it."""
+
+    name: str
     number: int
 
 

@@ -1,6 +1,7 @@
 """Arrow schemas of the Parquet tables in a cache, and how they are written and read."""
 
 import io
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,14 +91,16 @@ def covariance_schema(width: int) -> pa.Schema:
 
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet with a checksum on every page."""
+    return joined([table], table.schema)
+
+
+def joined(pieces: Iterable[pa.Table], schema: pa.Schema) -> bytes:
+    """The Parquet of tables that follow on one another, of which only one is held at a time. All
+    but the last have a multiple of ROWS_PER_PLAN_GROUP rows."""
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        row_group_size=ROWS_PER_PLAN_GROUP,
-        write_page_checksum=True,
-    )
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for piece in pieces:
+            writer.write_table(piece, row_group_size=ROWS_PER_PLAN_GROUP)
     return sink.getvalue()
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def start(
     environment: dict[str, str] | None = None,
     folder: Path = ROOT,
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A command with `--json`, in a process group of its own; whatever is left of it is killed."""
+    """A command with `--json`, in a session of its own; whatever is left of that is killed."""
     inherited = environment or os.environ
     process = subprocess.Popen(
         [sys.executable, *how, *map(str, words), "--json"],
@@ -79,9 +79,7 @@ def start(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            for pid in [*descendants(process.pid), process.pid]:
-                kill(pid)
+        kill_family(process.pid)
         process.wait()
         for pipe in (process.stdout, process.stderr):
             if pipe:
@@ -95,6 +93,14 @@ def kill(pid: int) -> None:
         return
 
 
+def kill_family(session: int) -> None:
+    """All that runs of a command, and what that starts meanwhile."""
+    while left := family(session):
+        for pid in left:
+            kill(pid)
+        time.sleep(0.01)
+
+
 def until(condition: Callable[[], object], seconds: float = 60) -> Any:
     """Wait for something, and return it."""
     end = time.monotonic() + seconds
@@ -104,27 +110,42 @@ def until(condition: Callable[[], object], seconds: float = 60) -> Any:
     return found
 
 
-def descendants(pid: int) -> list[int]:
-    """Children, their children, and so on."""
-    parents = {}
+@dataclass(frozen=True)
+class Process:
+    state: str
+    parent: int
+    session: int
+
+
+def processes() -> dict[int, Process]:
+    """Every process of this machine by its id; zombies too."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(path.parent.name)] = int(fields[1])
+        with suppress(OSError):
+            state, parent, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            found[int(path.parent.name)] = Process(state, int(parent), int(session))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on; none of a process that has ended."""
+    every = processes()
     found = [pid]
     for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
+        found += [child for child, process in every.items() if process.parent == known]
     return found[1:]
 
 
+def family(session: int) -> list[int]:
+    """What runs of a command that `start` started, by the id of its first process, which may have
+    ended. Zombies are left out."""
+    every = processes().items()
+    return [pid for pid, process in every if process.session == session and process.state != "Z"]
+
+
 def is_running(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] != "Z"
+    found = processes().get(pid)
+    return found is not None and found.state != "Z"
 
 
 def title(pid: int) -> str:

@@ -38,7 +38,7 @@ def test_tokens__are_the_same_to_zarr_tensorstore_and_us(
 ) -> None:
     reader = CacheReader(str(whole_cache), teachers={name: grid})
     tokens, _, ok = ours(reader, name, generation)
-    folder = whole_cache / str(reader.sets[name]) / f"{generation:06d}" / "tokens"
+    folder = whole_cache / str(reader.sets[name][grid]) / f"{generation:06d}" / "tokens"
     by_zarr = zarr.open_array(folder, mode="r")[:]
     kvstore = {"driver": "file", "path": f"{folder}/"}
     by_tensorstore = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()[:].read()
@@ -56,7 +56,7 @@ def test_tokens__are_the_same_to_zarr_tensorstore_and_us(
 def test_cls__is_the_same_to_duckdb_pyarrow_and_us(whole_cache: Path, name: str, grid: int) -> None:
     reader = CacheReader(str(whole_cache), teachers={name: grid})
     lines = Catalog(open_store(str(whole_cache))).snapshot(2).table.to_pylist()
-    lines = [line for line in lines if line["set"] == str(reader.sets[name])]
+    lines = [line for line in lines if line["set"] == str(reader.sets[name][grid])]
     lines.sort(key=lambda line: (line["generation"], line["shard"]))
     files = [str(whole_cache / line["cls_key"]) for line in lines]
     by_pyarrow = pa.concat_tables(pq.read_table(file) for file in files)

@@ -1,7 +1,9 @@
 """`gc` removes what nobody reaches, and nothing that somebody does or may."""
 
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 from safetensors.torch import save_file
 
 import pipeline.lease
+from infra.catalog import Catalog
 from infra.models.timm_encoder import build_timm
-from infra.store import LocalStore
+from infra.store import Bytes, LocalStore
 from pipeline import gc, snapshots
-from pipeline.lease import lease, live_jobs
+from pipeline.lease import lease
 from schemas import layout
 from schemas.errors import CacheError, ConfigError
 from schemas.options import GcOptions, SnapshotsOptions
@@ -70,7 +73,13 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 def test_gc__of_a_sound_cache_finds_nothing(cache: Cache) -> None:
     before = cache.objects()
     assert not [key for key in before if key.startswith(layout.JOBS)]
-    assert cache.gc(delete=True) == {"objects": 0, "bytes": 0, "deleted": 0, "jobs": 0}
+    assert cache.gc(delete=True) == {
+        "objects": 0,
+        "partials": 0,
+        "bytes": 0,
+        "deleted": 0,
+        "jobs": 0,
+    }
     assert cache.objects() == before
 
 
@@ -113,6 +122,91 @@ def test_gc__an_earlier_teacher_goes_when_its_snapshots_are_forgotten(cache: Cac
     assert cache.extract(1)["teacher_forwards"] == PICTURES  # as a new teacher would
 
 
+def test_gc__files_that_killed_writers_left_go_when_no_job_is_at_work(cache: Cache) -> None:
+    program = """
+import os, pathlib, sys
+import infra.store
+def killed(path, data):
+    path.write_bytes(data[:3])
+    os.kill(os.getpid(), 9)
+infra.store.write_through = killed
+infra.store.LocalStore(pathlib.Path(sys.argv[1])).create("plan/000001/x", b"half")
+"""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", program, str(cache.folder)], cwd=root)
+    assert ended.returncode == -9
+    assert [path.read_bytes() for path in cache.store.partials()] == [b"hal"]
+    with lease(cache.store, "extract", ("a",)):
+        assert cache.gc(delete=True)["partials"] == 0
+    assert len(cache.store.partials()) == 1
+    told = cache.gc()
+    assert (told["objects"], told["partials"], told["bytes"]) == (0, 1, 3)
+    assert len(cache.store.partials()) == 1
+    assert cache.gc(delete=True)["partials"] == 1
+    assert not cache.store.partials()
+
+
+def test_snapshots__a_tag_keeps_its_snapshot_and_never_moves(cache: Cache) -> None:
+    cache.extract(2)
+    cache.snapshots(tag=("1=paper", "1=icml-2026.v1"))
+    assert [entry["tags"] for entry in cache.snapshots(tag="1=paper")] == [
+        ["icml-2026.v1", "paper"],
+        [],
+    ]
+    with pytest.raises(ConfigError, match=r"tag paper is snapshot 1, not 2; .*--untag paper"):
+        cache.snapshots(tag=("2=paper",))
+    with pytest.raises(CacheError, match="no snapshot 7"):
+        cache.snapshots(tag=("7=later",))
+    catalog = Catalog(cache.store)
+    assert catalog.snapshot_named("paper") == 1
+    with pytest.raises(CacheError, match=r"tag 'papers'; the tags are icml-2026.v1 \(1\), paper"):
+        catalog.snapshot_named("papers")
+    cache.snapshots(prune=True)
+    with pytest.raises(ConfigError, match=r"snapshot 1 has the tag icml-2026.v1, .*--untag icml"):
+        cache.snapshots(forget=(1,))
+    assert cache.gc(delete=True)["deleted"] == 0
+    assert cache.served(snapshot=1) == PICTURES
+    told = cache.snapshots(untag=("paper", "icml-2026.v1"), forget=(1, 2))
+    assert [(entry["tags"], entry["forgotten"]) for entry in told] == [
+        ([], True),
+        ([], True),
+        ([], False),
+    ]
+    with pytest.raises(ConfigError, match="snapshot 1 was forgotten"):
+        cache.snapshots(tag=("1=paper",))
+    assert cache.gc(delete=True)["deleted"] > 5
+    assert cache.served() == PICTURES
+
+
+def test_snapshots__a_tag_that_somebody_forgets_at_the_same_time(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each looks for the other: the tag wins, or is refused; never a tag on what gc may take."""
+    cache.extract(2)
+    cache.snapshots(prune=True)
+    create = LocalStore.create
+
+    def others_first(meanwhile: Callable[[], object]) -> Callable[..., None]:
+        def meets(store: LocalStore, key: str, data: Bytes) -> None:
+            monkeypatch.setattr(LocalStore, "create", create)
+            meanwhile()
+            create(store, key, data)
+
+        return meets
+
+    forget = partial(cache.snapshots, forget=(1,))
+    monkeypatch.setattr(LocalStore, "create", others_first(forget))
+    with pytest.raises(ConfigError, match="snapshot 1 was forgotten"):
+        cache.snapshots(tag=("1=paper",))
+    assert Catalog(cache.store).tags() == {}
+    tag = partial(cache.snapshots, tag=("2=paper",))
+    monkeypatch.setattr(LocalStore, "create", others_first(tag))
+    told = cache.snapshots(forget=(2,))
+    assert (told[1]["tags"], told[1]["forgotten"]) == (["paper"], False)
+    cache.gc(delete=True)
+    assert cache.served(snapshot=2) == PICTURES
+
+
 def test_snapshots__the_newest_is_never_forgotten(cache: Cache) -> None:
     for number in (0, 1, 2):
         with pytest.raises(ConfigError, match=f"snapshot {number} cannot be forgotten"):
@@ -148,29 +242,6 @@ def test_gc__leaves_alone_what_a_job_at_work_may_claim(cache: Cache) -> None:
         assert mine in cache.objects()
         assert other not in cache.objects()
     assert cache.gc(delete=True)["deleted"] == 2
-
-
-def test_lease__a_dead_job_is_not_live(cache: Cache) -> None:
-    cache.store.create("jobs/0123456789ab/1234", b"\n")
-    assert live_jobs(cache.store) == {}
-    with lease(cache.store, "extract", ("a",)) as job:
-        assert set(live_jobs(cache.store)) == {job}
-    assert live_jobs(cache.store) == {}
-
-
-def test_lease__a_job_waits_for_a_gc_at_work(cache: Cache) -> None:
-    began = threading.Event()
-
-    def job() -> None:
-        with lease(cache.store, "extract", ("a",)):
-            began.set()
-
-    thread = threading.Thread(target=job)
-    with lease(cache.store, "gc"):
-        thread.start()
-        assert not began.wait(1.5)
-    assert began.wait(5)
-    thread.join()
 
 
 def test_lease__a_gc_that_died_holds_nobody_up(cache: Cache) -> None:

@@ -1,11 +1,13 @@
 """`extract --repair`: whatever can be computed or derived again is put right, and nothing else is
 touched."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline.worker
@@ -13,6 +15,7 @@ from infra.catalog import Catalog
 from infra.store import LocalStore
 from pipeline.encode import Encoded, encode
 from schemas.errors import DamageError
+from tests.builders import photograph_bytes
 from tests.caches import CNN, VIT, config_of, contents, extract_here, pictures, verify_here
 from trainer import CacheStream
 
@@ -144,6 +147,58 @@ def test_repair__on_another_kind_of_machine(cache: Cache, monkeypatch: pytest.Mo
             pass
 
 
+def first_picture(cache: Cache, pattern: str = "cls/*.parquet") -> Path:
+    """Of those that the first teacher's first shard holds."""
+    table = pq.read_table(cache.some(pattern))
+    return cache.source / table["key"][0].as_py()
+
+
+def change(picture: Path) -> None:
+    picture.write_bytes(photograph_bytes(900, 52, 44))
+    os.utime(picture, ns=(10**9, 10**9))
+
+
+def test_repair__of_rows_whose_picture_is_gone(cache: Cache) -> None:
+    """The tokens are sound, and of a row that can no longer be computed."""
+    picture = first_picture(cache)
+    flip(cache.some("cls/*.parquet"))
+    picture.unlink()
+    told = cache.extract(repair=True, tolerate_bad_images=1)
+    assert (told["snapshot"], told["teacher_forwards"]) == (2, 31)
+    verified = verify_here(cache.folder)
+    assert verified.status == 0, verified.result["damage"]
+    assert verified.result["bad"] == 1
+    batch = next(iter(CacheStream(str(cache.folder), pixels=None, batch_size=2 * PICTURES)))
+    assert int(batch.weight.sum()) == 2 * PICTURES - 1
+
+
+@pytest.mark.parametrize("damage", [flip, remove])
+@pytest.mark.parametrize("pattern", ["cls/*.parquet", "teacher.json", "tokens/c/0/0/0", "0/0.json"])
+def test_repair__beside_a_picture_that_has_changed(cache: Cache, pattern: str, damage: Any) -> None:
+    """What is damaged cannot tell that it has; the other teacher's tables can."""
+    change(first_picture(cache))
+    damage(cache.some(pattern))
+    told = cache.extract(repair=True, retry_bad=True)
+    assert told["ok"] == 2 * PICTURES
+    verified = verify_here(cache.folder, against_teacher=4 * PICTURES)
+    assert verified.status == 0, verified.result["damage"]
+    assert cache.served() == 2 * PICTURES
+
+
+def test_repair__of_the_only_table_that_knew_a_picture(cache: Cache, tmp_path: Path) -> None:
+    """Nobody can tell that it has changed: its rows are of the picture as it is, all of them."""
+    alone = Cache(tmp_path)
+    shutil.copytree(cache.source, alone.source)
+    alone.extract(teachers={"vit": VIT})
+    change(first_picture(alone))
+    for table in alone.folder.rglob("cls/*.parquet"):
+        flip(table)
+    assert alone.extract(teachers={"vit": VIT}, repair=True)["snapshot"] == 2
+    verified = verify_here(alone.folder, against_teacher=2 * PICTURES)
+    assert verified.status == 0, verified.result["damage"]
+    assert alone.served() == 2 * PICTURES
+
+
 @pytest.mark.parametrize("pattern", ["calibration.json", "covariance.tokens.*"])
 def test_repair__says_what_it_cannot(cache: Cache, pattern: str) -> None:
     damaged = cache.some(pattern)
@@ -152,6 +207,13 @@ def test_repair__says_what_it_cannot(cache: Cache, pattern: str) -> None:
     with pytest.raises(DamageError, match=damaged.name):
         cache.extract(repair=True)
     assert cache.bytes() == before
+
+
+def test_repair__says_what_it_cannot_derive(cache: Cache) -> None:
+    flip(cache.some("codec.json"))
+    cache.some("calibration.json").unlink()
+    with pytest.raises(DamageError, match=r"codec.json: is damaged, and .*calibration.json"):
+        cache.extract(repair=True)
 
 
 def test_repair__of_a_teacher_that_does_not_run_is_left_alone(cache: Cache) -> None:

@@ -4,7 +4,16 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import DamageError
-from schemas.tables import OK, PLAN, SNAPSHOT, cls_schema, from_parquet, to_parquet
+from schemas.tables import (
+    OK,
+    PLAN,
+    ROWS_PER_PLAN_GROUP,
+    SNAPSHOT,
+    cls_schema,
+    from_parquet,
+    joined,
+    to_parquet,
+)
 
 
 def plan_table(rows: int = 40) -> pa.Table:
@@ -31,6 +40,12 @@ def test_parquet__round_trip_of_vectors_with_a_bad_row() -> None:
 def test_parquet__no_rows() -> None:
     empty = SNAPSHOT.empty_table()
     assert from_parquet(to_parquet(empty), "snapshots/1", SNAPSHOT).equals(empty)
+
+
+def test_joined__is_what_one_table_would_be() -> None:
+    table = plan_table(ROWS_PER_PLAN_GROUP * 2 + 5)
+    pieces = (table.slice(first, ROWS_PER_PLAN_GROUP) for first in range(0, len(table), 2048))
+    assert joined(pieces, PLAN) == to_parquet(table)
 
 
 def footer_start(data: bytes) -> int:
