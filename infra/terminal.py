@@ -18,8 +18,11 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Terminal:
-    def __init__(self, to_stderr: bool = False) -> None:
-        self._console = Console(stderr=to_stderr, highlight=False, emoji=False, soft_wrap=True)
+    def __init__(self, to_stderr: bool = False, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(
+            stderr=to_stderr, quiet=quiet, highlight=False, emoji=False, soft_wrap=True
+        )
 
     def say(self, text: str) -> None:
         self._console.print(harmless(text), markup=False)
@@ -29,7 +32,9 @@ class Terminal:
         self.say(f"{what:<12} {choice}  ({reason})")
 
     def warn(self, text: str) -> None:
-        console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        console = Console(
+            stderr=True, quiet=self._quiet, highlight=False, emoji=False, soft_wrap=True
+        )
         console.print(f"warning: {harmless(text)}", markup=False)
 
     @contextmanager

@@ -1,8 +1,25 @@
 """What the stream hands to the training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
+
+State = dict[str, Any]
+"""Where a stream stands: plain JSON, below a kilobyte."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """To the statistics that the run standardises by, where a cache has others: x scale + shift."""
+
+    scale: Tensor
+    """float32 [channels]."""
+    shift: Tensor
+    """float32 [channels]."""
+
+    def to(self, device: str) -> "Affine":
+        return Affine(_moved(self.scale, device), _moved(self.shift, device))
 
 
 @dataclass(frozen=True)
@@ -15,6 +32,17 @@ class Target:
     """float16 [batch, grid x grid, patch_width]."""
     cls: Tensor | None
     """float16 [batch, cls_width]; None where the teacher has no CLS."""
+    tokens_affine: Affine | None = None
+    cls_affine: Affine | None = None
+
+    def to(self, device: str) -> "Target":
+        return Target(
+            grid=self.grid,
+            tokens=_moved(self.tokens, device),
+            cls=None if self.cls is None else _moved(self.cls, device),
+            tokens_affine=self.tokens_affine and self.tokens_affine.to(device),
+            cls_affine=self.cls_affine and self.cls_affine.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -22,28 +50,29 @@ class Batch:
     """Consecutive rows of the order, joined by row: pictures and every teacher's targets."""
 
     rows: Tensor
-    """int64 [batch]: plan rows."""
+    """int64 [batch]: plan rows; -1 for the one row of a rank that has no part in a short batch."""
     pixels: Tensor
-    """uint8 [batch, 3, side, side]: the stored view, before mean and standard deviation."""
+    """uint8 [batch, 3, side, side]: the stored view, before mean and standard deviation. The side
+    is 16 x the student grid that was drawn for this batch."""
     weight: Tensor
     """float32 [batch]: 0 for a row that is bad in any of the sets, whose targets are then 0."""
     targets: dict[str, Target]
-    state: dict[str, int | str]
+    epoch: int
+    """That these rows belong to."""
+    total: int
+    """Rows of the batch on all ranks."""
+    state: State
     """Of the stream once this batch has been trained on: what a checkpoint keeps."""
 
     def to(self, device: str) -> "Batch":
-        """The same batch on another device."""
-        return Batch(
-            rows=self.rows,
-            pixels=self.pixels.to(device, non_blocking=True),
-            weight=self.weight.to(device, non_blocking=True),
-            targets={
-                name: Target(
-                    grid=target.grid,
-                    tokens=target.tokens.to(device, non_blocking=True),
-                    cls=None if target.cls is None else target.cls.to(device, non_blocking=True),
-                )
-                for name, target in self.targets.items()
-            },
-            state=self.state,
+        """The same batch on another device; the copies go on beside the computation."""
+        return replace(
+            self,
+            pixels=_moved(self.pixels, device),
+            weight=_moved(self.weight, device),
+            targets={name: target.to(device) for name, target in self.targets.items()},
         )
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    return tensor.to(device, non_blocking=True)

@@ -5,9 +5,9 @@ shard's index and CLS table are held for the blocks that follow. A missing or al
 no fill value is ever served.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ from infra.store import FROM_ENVIRONMENT, open_store
 from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
+from schemas.records import PlanCommit
 from schemas.spans import Whole
 from schemas.store_config import StoreOptions
+from trainer.disk_cache import DiskCache
 from trainer.set_reader import SetBlock, SetReader, TeacherInfo
 
 
@@ -36,12 +38,18 @@ class Block:
     """By teacher name."""
 
 
+Grids = Mapping[str, int | Sequence[int] | None]
+"""Teacher name -> its grid, several, or None for the only one there is."""
+
+
 class CacheReader:
     """Blocks of the sets that the named teachers mean in one snapshot.
 
     Args:
-        teachers: name -> grid, None for the only grid there is; None for every teacher.
+        snapshot: its number or tag, or `latest`.
+        teachers: None for every teacher of the snapshot.
         store: how S3 is reached.
+        disk: folder, and bytes at most, that keep what was read.
 
     Raises:
         CacheError: no cache, no such snapshot or teacher. DamageError: damaged records.
@@ -50,13 +58,17 @@ class CacheReader:
     def __init__(
         self,
         cache: str,
-        snapshot: int | Literal["latest"] = "latest",
-        teachers: Mapping[str, int | None] | None = None,
+        snapshot: int | str = "latest",
+        teachers: Grids | None = None,
         store: StoreOptions = FROM_ENVIRONMENT,
+        disk: tuple[Path, int] | None = None,
     ) -> None:
-        self._store = open_store(cache, store)
-        catalog = Catalog(self._store)
-        number = catalog.latest_snapshot() if snapshot == "latest" else snapshot
+        self.store = open_store(cache, store)
+        self.disk = None if disk is None else DiskCache(self.store, *disk)
+        if self.disk is not None:
+            self.store = self.disk
+        catalog = Catalog(self.store)
+        number = _number_of(catalog, snapshot)
         if number is None:
             raise CacheError(f"{cache}: has no snapshot yet; let extract finish first")
         if number in catalog.forgotten():
@@ -68,79 +80,122 @@ class CacheReader:
         self.record, self.snapshot = catalog.record, number
         counted = pinned.commit.generations
         self.generations = catalog.generations(at_least=counted)[:counted]
-        self._superseded = catalog.superseded(self.generations)
-        self._plans = [PlanReader(self._store, commit) for commit in self.generations]
+        self.superseded = catalog.superseded(self.generations)
+        """Plan rows, ascending, that no longer count."""
+        self._plans = [PlanReader(self.store, commit) for commit in self.generations]
         wanted = dict.fromkeys(pinned.commit.teachers) if teachers is None else teachers
-        self._sets: dict[str, SetReader] = {}
-        for name, grid in wanted.items():
+        self._sets: dict[str, dict[int, SetReader]] = {}
+        for name, grids in wanted.items():
             fp12 = pinned.commit.teachers.get(name)
             if fp12 is None:
                 raise CacheError(
                     f"{cache}: snapshot {number} has no teacher {name!r}; it has "
                     f"{', '.join(sorted(pinned.commit.teachers))}"
                 )
-            path = _choose_set(pinned.table, name, fp12, grid)
-            self._sets[name] = SetReader(self._store, path, pinned.table)
+            paths = _choose_sets(pinned.table, name, fp12, grids)
+            self._sets[name] = {
+                path.grid: SetReader(self.store, path, pinned.table) for path in paths
+            }
 
     @property
     def teachers(self) -> dict[str, TeacherInfo]:
-        return {name: reader.info for name, reader in self._sets.items()}
+        return {name: _info(list(readers.values())) for name, readers in self._sets.items()}
 
     @property
-    def sets(self) -> dict[str, SetPath]:
-        """The feature set that each teacher's name means."""
-        return {name: reader.path for name, reader in self._sets.items()}
+    def sets(self) -> dict[str, dict[int, SetPath]]:
+        """The feature sets that each teacher's name means, by grid."""
+        return {
+            name: {grid: reader.path for grid, reader in readers.items()}
+            for name, readers in self._sets.items()
+        }
 
-    def covered(self, generation: int) -> npt.NDArray[np.bool_]:
+    def covered(self, plan: PlanCommit) -> npt.NDArray[np.bool_]:
         """For each block of a generation: whether every set has it."""
-        plan = self.generations[generation]
         blocks = -(-plan.rows // BLOCK_ROWS)
-        masks = [reader.covered(plan.generation, blocks) for reader in self._sets.values()]
+        readers = [reader for grids in self._sets.values() for reader in grids.values()]
+        masks = [reader.covered(plan.generation, blocks) for reader in readers]
         return np.asarray(np.all(masks, axis=0))
 
-    def served(self, generation: int, rows: Whole) -> npt.NDArray[np.bool_]:
+    def served(self, plan: PlanCommit, rows: Whole) -> npt.NDArray[np.bool_]:
         """Which rows of a generation still count; the others stand anew in a later one."""
-        first = self.generations[generation].first_row
-        return ~is_superseded(self._superseded, first + rows)
+        return ~is_superseded(self.superseded, plan.first_row + rows)
 
-    def read_block(self, generation: int, block: int) -> Block:
-        """Read and check one block. Raises DamageError."""
+    def block_bytes(self, grids: Mapping[str, int] | None = None) -> int:
+        """Of a whole block, in memory."""
+        chosen = self._chosen(grids).values()
+        return BLOCK_ROWS * sum(reader.row_bytes for reader in chosen)
+
+    def read_block(
+        self, generation: int, block: int, grids: Mapping[str, int] | None = None
+    ) -> Block:
+        """Read and check one block.
+
+        Args:
+            grids: which one of each teacher that has several.
+
+        Raises:
+            DamageError: a byte is missing or altered. CacheError: pictures of one key differ.
+        """
         plan = self.generations[generation]
         first = block * BLOCK_ROWS
         count = min(BLOCK_ROWS, plan.rows - first)
         rows = self._plans[generation].rows(first, count)
         sets = {
             name: reader.read(generation, plan.first_row, first, rows)
-            for name, reader in self._sets.items()
+            for name, reader in self._chosen(grids).items()
         }
-        counts = self.served(generation, np.arange(first, first + count))
-        self._refuse_mixed_pictures(rows["key"].to_pylist(), list(sets.values()), counts)
+        counts = self.served(plan, np.arange(first, first + count))
+        self._refuse_mixed_pictures(rows, list(sets.values()), counts)
         return Block(plan.first_row + first, rows, sets)
 
+    def _chosen(self, grids: Mapping[str, int] | None) -> dict[str, SetReader]:
+        return {
+            name: readers[(grids or {}).get(name, next(iter(readers)))]
+            for name, readers in self._sets.items()
+        }
+
     def _refuse_mixed_pictures(
-        self, keys: list[str], sets: list[SetBlock], counts: npt.NDArray[np.bool_]
+        self, plan: pa.Table, sets: list[SetBlock], counts: npt.NDArray[np.bool_]
     ) -> None:
         """A key whose picture changed between two extractions must not join two pictures."""
-        for row, key in enumerate(keys):
+        if all(part.image_sha256 == sets[0].image_sha256 for part in sets):
+            return
+        for row, key in enumerate(plan["key"].to_pylist()):
             if counts[row] and len({part.image_sha256[row] for part in sets if part.ok[row]}) > 1:
                 raise CacheError(
-                    f"{self._store.url}: image {printable(key)} changed between the extractions of "
+                    f"{self.store.url}: image {printable(key)} changed between the extractions of "
                     f"{', '.join(self._sets)}; run extract again, which gives it new rows"
                 )
 
 
-def _choose_set(table: pa.Table, name: str, fp12: str, grid: int | None) -> SetPath:
-    """The set a teacher's name means: at the grid asked for, the codec written last."""
+def _number_of(catalog: Catalog, snapshot: int | str) -> int | None:
+    if snapshot == "latest":
+        return catalog.latest_snapshot()
+    return snapshot if isinstance(snapshot, int) else catalog.snapshot_named(snapshot)
+
+
+def _info(readers: Sequence[SetReader]) -> TeacherInfo:
+    record = readers[0].record
+    return TeacherInfo(
+        fingerprint=record.fingerprint,
+        grids=tuple(reader.path.grid for reader in readers),
+        patch_width=record.patch_width,
+        cls_width=record.cls_width,
+        statistics={reader.path.grid: reader.statistics for reader in readers},
+    )
+
+
+def _choose_sets(
+    table: pa.Table, name: str, fp12: str, asked: int | Sequence[int] | None
+) -> list[SetPath]:
+    """The sets a teacher's name means: at the grids asked for, each of the codec written last."""
     paths = [SetPath.parse(text) for text in pc.unique(table["set"]).to_pylist()]
-    mine = [path for path in paths if path.fingerprint12 == fp12]
-    grids = sorted({path.grid for path in mine})
-    if grid is None and len(grids) > 1:
-        raise ConfigError(
-            f"teachers.{name}.grids: cached at {', '.join(map(str, grids))}; name one"
-        )
-    chosen = [path for path in mine if grid in (None, path.grid)]
-    if not chosen:
-        raise ConfigError(
-            f"teachers.{name}.grids: not cached at {grid}; there is {', '.join(map(str, grids))}"
-        )
-    return chosen[-1]
+    mine = {path.grid: path for path in paths if path.fingerprint12 == fp12}
+    there = ", ".join(map(str, sorted(mine)))
+    if asked is None and len(mine) > 1:
+        raise ConfigError(f"teachers.{name}.grids: cached at {there}; name one")
+    wanted = list(mine) if asked is None else [asked] if isinstance(asked, int) else list(asked)
+    for grid in wanted:
+        if grid not in mine:
+            raise ConfigError(f"teachers.{name}.grids: not cached at {grid}; there is {there}")
+    return [mine[grid] for grid in wanted]

@@ -1,16 +1,19 @@
 """Adapter heads: from the student's features to each teacher's (EUPE, arXiv 2603.22387).
 
-They live in training only; a finished student leaves without them.
+They live in training, and lie beside a finished student for whoever wants to speak as its teachers
+did.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from schemas.keyed_hash import subkey
+
+Kind = Literal["tokens", "cls"]
 
 
 class Widths(NamedTuple):
@@ -19,15 +22,6 @@ class Widths(NamedTuple):
     tokens: int
     cls: int | None
     """None where there is no CLS."""
-
-
-class Prediction(NamedTuple):
-    """What the student says one teacher said."""
-
-    tokens: Tensor
-    """[batch, student tokens, the teacher's patch width]."""
-    cls: Tensor | None
-    """[batch, the teacher's CLS width]; None where the teacher has no CLS."""
 
 
 class Heads(nn.Module):
@@ -52,16 +46,25 @@ class Heads(nn.Module):
             if widths.cls is not None:
                 with _seeded(subkey(b"heads", seed, name, "cls")):
                     self.heads[f"{name}-cls"] = adapter_head(student.cls, hidden, widths.cls)
+        self._called = dict(self.heads.items())
 
-    def forward(self, cls: Tensor, tokens: Tensor) -> dict[str, Prediction]:
-        """The student's CLS [batch, width] and tokens [batch, count, width], as each teacher's."""
-        return {
-            name: Prediction(
-                tokens=self.heads[f"{name}-tokens"](tokens),
-                cls=self.heads[f"{name}-cls"](cls) if f"{name}-cls" in self.heads else None,
-            )
-            for name in self.teachers
-        }
+    def kinds(self, teacher: str) -> tuple[Kind, ...]:
+        """Which heads a teacher has."""
+        return ("tokens", "cls") if f"{teacher}-cls" in self.heads else ("tokens",)
+
+    def predict(self, teacher: str, kind: Kind, features: Tensor) -> Tensor:
+        """The student's features [..., width] as those of a teacher [..., the teacher's width]."""
+        prediction: Tensor = self._called[f"{teacher}-{kind}"](features)
+        return prediction
+
+    @property
+    def called(self) -> Iterable[nn.Module]:
+        """What is called for each head."""
+        return self._called.values()
+
+    def call_through(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Call each head through what `wrap` makes of it; names of weights stay as they are."""
+        self._called = {name: wrap(head) for name, head in self.heads.items()}
 
 
 def adapter_head(width: int, hidden: int, target: int) -> nn.Sequential:

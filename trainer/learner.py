@@ -1,23 +1,47 @@
 """One step of training: forward, loss, backward, update."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from infra.devices import autocast
 from infra.models.encoder import Encoder
+from schemas.errors import TeachonceError
 from schemas.keyed_hash import subkey
 from schemas.train_config import Optim, TeacherTerm, TrainConfig
+from trainer.augment import augment
 from trainer.batch import Batch
+from trainer.checkpoint import Trained
+from trainer.dropped import taking_part
+from trainer.ema import Ema
 from trainer.heads import Heads, Widths
-from trainer.losses import Parts, distillation_loss
+from trainer.losses import Parts
+from trainer.parallel import ALONE, Ranks, freeze_unused, unsynchronised
+from trainer.parts import parts_of
+from trainer.passes import Features, Terms, learn_part
+from trainer.stages import head_hidden
 from trainer.students import normalise
+
+PROBE_PATCHES = 4
+
+Decide = Callable[[str, object, str], None]
+"""Prints an automatic decision and its reason."""
+
+
+class Step(NamedTuple):
+    """What a step found, still on the device: looking at it waits for the GPU."""
+
+    parts: Parts
+    """This rank's shares; their sums over all ranks are the losses of the batch."""
+    gradient_norm: Tensor
+    """Before it was clipped."""
 
 
 class Learner:
-    """A student, its adapter heads and their optimiser, on one device.
+    """A student, its adapter heads and their optimiser, on one device of one or several ranks.
 
     What the paper leaves open: AdamW with torch's betas, weight decay on every parameter.
     """
@@ -29,45 +53,127 @@ class Learner:
         teachers: Mapping[str, Widths],
         device: str,
         precision: str,
+        ranks: Ranks = ALONE,
+        decide: Decide = lambda what, choice, why: None,
     ) -> None:
         own = Widths(encoder.patch_width, encoder.cls_width)
         self.encoder = encoder
-        self.heads = Heads(own, teachers, config.head.hidden, config.seed).to(device)
+        self.heads = Heads(own, teachers, head_hidden(config), config.seed).to(device)
         self.encoder.model.to(device).train()
-        parameters = [*self.encoder.model.parameters(), *self.heads.parameters()]
+        self.terms = {name: config.teachers.get(name, TeacherTerm()) for name in teachers}
+        self.accumulate = 1 if config.optim.accumulate == "auto" else config.optim.accumulate
+        self._parameters = [*self.encoder.model.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay
+            self._parameters,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            fused=device == "cuda",
         )
-        self._config = config
-        self._factors = {name: config.teachers.get(name, TeacherTerm()).weight for name in teachers}
-        self._parameters = parameters
-        self._device = device
-        self._precision = precision
+        ema = None if config.optim.ema is None else Ema(encoder, config.optim.ema)
+        self.trained = Trained(encoder, self.heads, self.optimizer, ema)
+        self._config, self._device, self._precision = config, device, precision
+        self._ranks, self._decide = ranks, decide
+        self._student = self._called()
 
-    def step(self, number: int, batch: Batch) -> tuple[Tensor, Parts]:
-        """Learn from one batch; returns the loss and its parts without waiting for the GPU.
+    def step(self, number: int, batch: Batch) -> Step:
+        """Learn from one batch, without waiting for the GPU.
 
         Args:
-            number: of the step, from 1. It alone decides the learning rate, and with the seed
-                whatever the model draws (dropout, stochastic depth): nothing else is to be
-                restored when a run goes on.
+            number: of the step, from 1. It alone decides the learning rate and which teachers take
+                part, and with the seed whatever the model draws (dropout, stochastic depth): no
+                random state is to be restored when a run goes on.
+            batch: this rank's rows.
         """
-        config = self._config
-        torch.manual_seed(subkey(b"step", config.seed, number))
-        batch = batch.to(self._device)
-        with autocast(self._device, self._precision):
-            predictions = self.heads(*self.encoder(normalise(batch.pixels, self.encoder)))
-        total, parts = distillation_loss(
-            predictions, batch.targets, batch.weight, self._factors, config.loss
-        )
-        self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        if config.optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, config.optim.clip_norm)
+        parts = self._gradients(number, batch)
+        while parts is None:
+            parts = self._gradients(number, batch)
+        optim = self._config.optim
+        gradients = [value.grad for value in self._parameters if value.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if optim.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, optim.clip_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, config.optim)
+            group["lr"] = learning_rate(number, optim)
         self.optimizer.step()
-        return total.detach(), parts
+        if self.trained.ema is not None:
+            self.trained.ema.update()
+        return Step(parts, norm)
+
+    def _gradients(self, number: int, batch: Batch) -> Parts | None:
+        """Gradient of the batch's loss in every parameter; None if the GPU's memory did not suffice
+        and the batch is to be cut finer.
+
+        What was added to a batch norm's running statistics until then stays in them.
+        """
+        self.optimizer.zero_grad()
+        total = self._ranks.total(batch.weight.sum().to(self._device, non_blocking=True))
+        live = taking_part(self.terms, self._config.seed, number)
+        terms = Terms(
+            factors={name: self.terms[name].weight for name in live},
+            total=total,
+            # Several ranks' gradients are averaged, and here each has its share of one mean.
+            scale=self._ranks.world,
+            patch=self._config.loss.patch,
+        )
+        sums: Parts = {}
+        parts = list(parts_of(batch, self.accumulate))
+        try:
+            for index, part in enumerate(parts):
+                if index < len(parts) - 1:
+                    with unsynchronised([self._student, *self.heads.called]):
+                        shares = self._learn(number, index, part, terms)
+                else:
+                    shares = self._learn(number, index, part, terms)
+                sums = _added(sums, shares)
+        except torch.OutOfMemoryError as error:
+            self._cut_finer(len(batch.rows), error)
+            return None
+        return sums
+
+    def _learn(self, number: int, index: int, part: Batch, terms: Terms) -> Parts:
+        config = self._config
+        # What a student draws is another in each part and on each rank, as in one large batch.
+        torch.manual_seed(subkey(b"step", config.seed, number, self._ranks.rank, index))
+        part = part.to(self._device)
+        pixels = augment(part, config.augment, config.seed)
+        return learn_part(
+            self._student,
+            self.heads,
+            normalise(pixels, self.encoder),
+            part,
+            terms,
+            lambda: autocast(self._device, self._precision),
+        )
+
+    def _cut_finer(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """Twice as many parts from now on. Raises TeachonceError where that cannot help."""
+        alone = self._ranks.world == 1
+        if self._config.optim.accumulate == "auto" and alone and self.accumulate < rows:
+            self.accumulate *= 2
+            self._decide(
+                "accumulate", self.accumulate, "the GPU's memory did not suffice for larger parts"
+            )
+            return
+        # The other ranks wait in a sum of gradients that this one would not come to.
+        do = f"set optim.accumulate to {2 * self.accumulate}, or" if self.accumulate < rows else ""
+        raise TeachonceError(
+            f"the GPU's memory does not suffice for a batch of {rows} in {self.accumulate} parts: "
+            f"{error}; {do} set student.grad_checkpointing, or lower optim.batch_size"
+        ) from None
+
+    def _called(self) -> nn.Module:
+        """The student as it is called: compiled, and its gradients summed over ranks, if so."""
+        student: nn.Module = Features(self.encoder)
+        if self._ranks.world > 1:
+            side = PROBE_PATCHES * self.encoder.patch_pixels
+            probe = torch.zeros(1, 3, side, side, device=self._device)
+            self.encoder.model.eval()
+            freeze_unused(self.encoder.model, student(probe))
+            self.encoder.model.train()
+            self.heads.call_through(self._ranks.wrap)
+        if self._config.compile:
+            student.compile()
+        return self._ranks.wrap(student)
 
 
 def learning_rate(step: int, optim: Optim) -> float:
@@ -79,3 +185,12 @@ def learning_rate(step: int, optim: Optim) -> float:
         return optim.lr
     share = (done - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
     return optim.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _added(sums: Parts, shares: Parts) -> Parts:
+    if not sums:
+        return shares
+    return {
+        name: {term: sums[name][term] + value for term, value in terms.items()}
+        for name, terms in shares.items()
+    }

@@ -1,24 +1,30 @@
 """The order of rows: a pure function of (snapshot, plan constants, seed, epoch).
 
-An epoch permutes the blocks by a keyed hash and cuts them into windows of `window_blocks`; inside a
-window the rows stand in the order of another keyed hash. Threads, batch size and prefetching do not
-enter. Any place in the sequence is found without walking to it: a cursor is all the state there is.
+An epoch permutes the blocks by a keyed hash. Their rows, one after the other, are cut into `lanes`
+stretches of equal length, and rows are dealt from the lanes in turn; inside a lane the rows of each
+`window_blocks` blocks stand in the order of another keyed hash. So a batch mixes rows of as many
+blocks as there are lanes, and ranks that share a batch by lanes hardly read a block twice. Threads,
+ranks, batch size and prefetching do not enter, and any place is found without walking to it: a
+cursor is all the state there is.
+
+Where blocks have one of several teacher grids (stage `multires`) each choice has an order and a
+cursor of its own; which of them gives the next batch is drawn by what is left of each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.keyed_hash import permutation, subkey
+from schemas.keyed_hash import mix, permutation, subkey
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class BlockTable:
-    """The blocks of a snapshot that an epoch serves."""
+    """The blocks that an epoch serves."""
 
     first_row: Ints
     """Plan row of each block's first row; distinct, and what identifies the block."""
@@ -31,46 +37,142 @@ class BlockTable:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Blocks whose rows are mixed, and the order they are mixed in."""
+class OrderKey:
+    """What an order is a function of, beside the blocks."""
+
+    lanes: int
+    window_blocks: int
+    key: bytes
+    seed: int
+
+    def subkey(self, purpose: str, *parts: int) -> int:
+        return subkey(self.key, purpose, self.seed, *parts)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch, in the order of the epoch."""
 
     blocks: Ints
     """Indices into the block table."""
-    block_of: Ints
-    """For each position in the window: which of `blocks`."""
-    row_of: Ints
-    """For each position in the window: which of that block's served rows."""
+    places: Ints
+    """Which of that block's served rows."""
+
+    def __len__(self) -> int:
+        return len(self.blocks)
 
 
 class EpochOrder:
-    """The sequence of one epoch."""
+    """The sequence of the rows of a table in one epoch, read forward from a cursor."""
 
-    def __init__(
-        self, table: BlockTable, window_blocks: int, order_key: bytes, seed: int, epoch: int
-    ) -> None:
-        self._table, self._window_blocks = table, window_blocks
-        self._row_key = subkey(order_key, "rows", seed, epoch)
-        self._blocks = permutation(table.first_row, subkey(order_key, "blocks", seed, epoch))
+    def __init__(self, table: BlockTable, key: OrderKey, epoch: int, choice: int = 0) -> None:
+        self._table, self._key = table, key
+        self._row_key = key.subkey("rows", epoch, choice)
+        order = permutation(table.first_row, key.subkey("blocks", epoch, choice))
+        self._blocks = order[table.sizes[order] > 0]
         self._ends = np.cumsum(table.sizes[self._blocks])
+        self.rows = int(self._ends[-1]) if len(self._ends) else 0
+        self._lanes = [_Lane() for _ in range(key.lanes)]
 
-    def windows(self, start: int) -> Iterator[tuple[int, Window]]:
-        """(position in it to begin at, window) from the epoch's `start`-th row on."""
-        block = int(np.searchsorted(self._ends, start, side="right"))
-        first = block - block % self._window_blocks
-        for begin in range(first, len(self._blocks), self._window_blocks):
-            before = int(self._ends[begin - 1]) if begin else 0
-            yield max(0, start - before), self._window(begin)
+    def take(self, start: int, count: int, rank: int = 0, world: int = 1) -> Rows:
+        """This rank's part of the rows [start, start + count) of the epoch."""
+        lanes = self._key.lanes
+        wanted = np.arange(start, min(start + count, self.rows))
+        # By lanes first, so that ranks share as few blocks as can be.
+        mine = np.array_split(np.argsort(wanted % lanes, kind="stable"), world)[rank]
+        wanted = np.sort(wanted[mine])
+        blocks, places = np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64)
+        for lane in np.unique(wanted % lanes).tolist():
+            here = np.flatnonzero(wanted % lanes == lane)
+            first = int(wanted[here[0]]) // lanes
+            rows = self._of_lane(lane, first, first + len(here))
+            blocks[here], places[here] = rows.blocks, rows.places
+        return Rows(blocks, places)
 
-    def _window(self, begin: int) -> Window:
-        blocks = self._blocks[begin : begin + self._window_blocks]
-        sizes = self._table.sizes[blocks]
-        block_of = np.repeat(np.arange(len(blocks)), sizes)
-        row_of = _concatenated_ranges(sizes)
-        order = permutation(self._table.first_row[blocks][block_of] + row_of, self._row_key)
-        return Window(blocks, block_of[order], row_of[order])
+    def open_blocks(self) -> set[int]:
+        """Blocks of the windows that were last read from: those after them are not far."""
+        windows = [lane.window for lane in self._lanes if lane.window is not None]
+        return {block for window in windows for block in set(window.blocks.tolist())}
+
+    def when(self) -> Ints:
+        """[blocks of the table]: the place in its lane at which each is first read; the end of the
+        epoch for one of which nothing is served."""
+        length, longer = divmod(self.rows, self._key.lanes)
+        first = self._ends - self._table.sizes[self._blocks]
+        rest = first - longer * (length + 1)
+        when = np.full(len(self._table.first_row), self.rows)
+        when[self._blocks] = np.where(rest < 0, first % (length + 1), rest % max(1, length))
+        return when
+
+    def _of_lane(self, number: int, first: int, end: int) -> Rows:
+        """Positions [first, end) of a lane."""
+        lane, parts = self._lanes[number], []
+        while first < end:
+            if lane.window is None or not lane.first <= first < lane.first + len(lane.window):
+                lane.first, lane.window = self._window(number, first)
+            inside = slice(first - lane.first, end - lane.first)
+            parts.append(Rows(lane.window.blocks[inside], lane.window.places[inside]))
+            first += len(parts[-1])
+        return Rows(
+            np.concatenate([part.blocks for part in parts]),
+            np.concatenate([part.places for part in parts]),
+        )
+
+    def _window(self, number: int, position: int) -> tuple[int, Rows]:
+        """The window of a lane that holds a position, and the position it begins at."""
+        length, longer = divmod(self.rows, self._key.lanes)
+        begin = number * length + min(number, longer)
+        end = begin + length + (number < longer)
+        window_blocks = self._key.window_blocks
+        lane_block = self._block_at(begin)
+        block = self._block_at(begin + position)
+        block -= (block - lane_block) % window_blocks
+        last = min(block + window_blocks, len(self._blocks)) - 1
+        first_row = int(self._ends[block - 1]) if block else 0
+        numbers = self._blocks[block : last + 1]
+        sizes = self._table.sizes[numbers]
+        blocks, places = np.repeat(numbers, sizes), concatenated_ranges(sizes)
+        inside = slice(max(0, begin - first_row), min(int(self._ends[last]), end) - first_row)
+        blocks, places = blocks[inside], places[inside]
+        order = permutation(self._table.first_row[blocks] + places, self._row_key)
+        return max(first_row - begin, 0), Rows(blocks[order], places[order])
+
+    def _block_at(self, row: int) -> int:
+        """Which block of the permuted ones holds a row of their sequence."""
+        return int(np.searchsorted(self._ends, row, side="right"))
 
 
-def _concatenated_ranges(sizes: Sequence[int] | Ints) -> Ints:
+class _Lane:
+    """The window that a lane was last read from."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.window: Rows | None = None
+
+
+def split(table: BlockTable, key: OrderKey, epoch: int, choices: int) -> list[Ints]:
+    """Indices of the blocks of each choice in one epoch, by a keyed hash of the block."""
+    if choices == 1:
+        return [np.arange(len(table.first_row))]
+    chosen = mix(table.first_row, key.subkey("choices", epoch)) % np.uint64(choices)
+    return [np.flatnonzero(chosen == number) for number in range(choices)]
+
+
+def draw(left: Sequence[int], key: OrderKey, epoch: int, row: int) -> int:
+    """Which choice gives the batch that begins at an epoch's `row`-th row: each by the rows that
+    are left of it, so that all end together."""
+    word = int(mix(np.array([row]), key.subkey("draw", epoch))[0])
+    ends = np.cumsum(left)
+    return int(np.searchsorted(ends, word % int(ends[-1]), side="right"))
+
+
+def draw_evenly(count: int, key: OrderKey, epoch: int, row: int) -> int:
+    """One of `count` things for the batch that begins at an epoch's `row`-th row."""
+    word = int(mix(np.array([row]), key.subkey("draw evenly", epoch))[0])
+    return word % count
+
+
+def concatenated_ranges(sizes: Ints) -> Ints:
     """0..sizes[0]-1, 0..sizes[1]-1, ..."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0

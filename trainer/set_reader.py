@@ -1,15 +1,14 @@
 """One feature set of a pinned snapshot: a block of rows in one ranged read, every byte checked."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from crc32c import crc32c
 
 from infra.catalog import get_checked, read_teacher
 from infra.store import ObjectStore
@@ -17,13 +16,25 @@ from schemas import shard, tables
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
-from schemas.records import ObjectRecord
-from schemas.sealed import digest
+from schemas.records import CodecRecord, ObjectRecord
+from schemas.sealed import digest, unseal
+from trainer.shard_rows import Halves, Held, ShardRows, unpack
 
-Halves = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.float32]
 HELD_SHARDS = 512
 """Shard indices, and CLS tables, held at a time."""
-Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a set's features are standardised by, float32; raw = mean + std x stored."""
+
+    tokens_mean: Floats
+    """[patch_width], as tokens_std."""
+    tokens_std: Floats
+    cls_mean: Floats | None
+    """[cls_width], as cls_std; None without a CLS."""
+    cls_std: Floats | None
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,11 @@ class TeacherInfo:
     """What a training run needs to know of a cached teacher."""
 
     fingerprint: str
-    grid: int
+    grids: tuple[int, ...]
     patch_width: int
     cls_width: int | None
+    statistics: dict[int, Statistics]
+    """By grid."""
 
 
 @dataclass(frozen=True)
@@ -56,46 +69,67 @@ class SetReader:
 
     def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table) -> None:
         self._store, self.path = store, path
-        record = read_teacher(store, path.fingerprint12)
-        self.info = TeacherInfo(record.fingerprint, path.grid, record.patch_width, record.cls_width)
-        self._pixels = record.pixels(path.grid)
-        self._schema = tables.cls_schema(record.cls_width)
+        self.record = read_teacher(store, path.fingerprint12)
+        self._pixels = self.record.pixels(path.grid)
+        self._schema = tables.cls_schema(self.record.cls_width)
         mine = table.filter(pc.equal(table["set"], str(path)))
-        self._lines: dict[tuple[int, int], dict[str, Any]] = {
-            (line["generation"], line["shard"]): line for line in mine.to_pylist()
-        }
-        arrays = {generation: line["array_sha256"] for (generation, _), line in self._lines.items()}
+        self._shards = mine.sort_by([("generation", "ascending"), ("shard", "ascending")])
+        """One line a shard; looked up by bisection, because there may be millions."""
+        self._generations = np.asarray(self._shards["generation"], np.int64)
+        self._numbers = np.asarray(self._shards["shard"], np.int64)
         self._shard_rows = {
-            generation: self._frozen_shard_rows(generation, sha256)
-            for generation, sha256 in arrays.items()
+            generation: self._frozen_shard_rows(generation)
+            for generation in np.unique(self._generations).tolist()
         }
-        self._indices: _Held[npt.NDArray[np.uint64]] = _Held(HELD_SHARDS)
-        self._tables: _Held[pa.Table] = _Held(HELD_SHARDS)
+        self._lines: Held[dict[str, Any]] = Held(HELD_SHARDS)
+        self._indices: Held[npt.NDArray[np.uint64]] = Held(HELD_SHARDS)
+        self._tables: Held[ShardRows] = Held(HELD_SHARDS)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row's tokens and CLS as they are handed out."""
+        return 2 * (self.path.grid**2 * self.record.patch_width + (self.record.cls_width or 0))
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        key = self.path.codec_json
+        codec = unseal(self._checked(key, self._line_at(0)["codec_sha256"]), CodecRecord, key)
+        mean, std = (
+            np.asarray(values, np.float32) for values in (codec.tokens.mean, codec.tokens.std)
+        )
+        if codec.cls is None:
+            return Statistics(mean, std, None, None)
+        cls = (np.asarray(values, np.float32) for values in (codec.cls.mean, codec.cls.std))
+        return Statistics(mean, std, *cls)
 
     def covered(self, generation: int, blocks: int) -> npt.NDArray[np.bool_]:
         mask = np.zeros(blocks, bool)
         if generation in self._shard_rows:
             per_shard = self._shard_rows[generation] // BLOCK_ROWS
-            for number, shard_number in self._lines:
-                if number == generation:
-                    mask[shard_number * per_shard : (shard_number + 1) * per_shard] = True
+            numbers = self._numbers[self._generations == generation]
+            inside = (numbers[:, None] * per_shard + np.arange(per_shard)).reshape(-1)
+            mask[inside[inside < blocks]] = True
         return mask
 
     def read(self, generation: int, plan_first_row: int, first: int, plan: pa.Table) -> SetBlock:
         """Rows [first, first + len(plan)) of a generation, checked against the plan's keys."""
         number, inside = divmod(first, self._shard_rows[generation])
-        line = self._lines[generation, number]
         place = (generation, number)
-        rows = self._tables.get(place, lambda: self._cls_table(line)).slice(inside, len(plan))
-        self._refuse_other_rows(line, rows, plan_first_row + first, plan)
-        ok = np.asarray(pc.equal(rows["status"], tables.OK))
+        line = self._lines.get(place, lambda: self._line(*place))
+        rows = self._tables.get(place, lambda: self._shard_rows_of(line))
+        block = slice(inside, inside + len(plan))
+        if not rows.are_of_plan(block, plan_first_row + first, plan):
+            raise self._damage(
+                line["cls_key"],
+                f"its rows from {plan_first_row + first} on are not those of the plan",
+            )
         index = self._indices.get(place, lambda: self._index(line, generation))
         return SetBlock(
-            tokens=self._tokens(line, index, inside, ok, rows["tokens_crc32c"].to_pylist()),
-            cls=self._cls(rows, ok),
-            ok=ok,
-            image_sha256=rows["image_sha256"].to_pylist(),
-            pixels_sha256=rows["pixels_sha256"].to_pylist(),
+            tokens=self._tokens(line, index, inside, rows.ok[block], rows.checksums[block]),
+            cls=None if rows.cls is None else rows.cls[block],
+            ok=rows.ok[block],
+            image_sha256=rows.image_sha256[block],
+            pixels_sha256=rows.pixels_sha256[block],
             pixels=self._pixels,
         )
 
@@ -113,7 +147,7 @@ class SetReader:
         entries = index[inside : inside + len(ok)]
         if not np.array_equal(shard.is_absent(entries), ~ok):
             raise self._damage(key, "its index and its CLS table disagree on which rows are good")
-        shape = (self.info.grid**2, self.info.patch_width)
+        shape = (self.path.grid**2, self.record.patch_width)
         if not ok.any():
             return np.zeros((len(ok), *shape), np.float16)
         size = shape[0] * shape[1] * 2 + shard.CRC_BYTES
@@ -121,11 +155,7 @@ class SetReader:
         if not np.array_equal(entries[ok][:, 0], start + size * np.arange(count, dtype=np.uint64)):
             raise self._damage(key, "its rows do not follow one another")
         data = self._get_range(key, start, start + size * count)
-        for place, row in enumerate(np.flatnonzero(ok).tolist()):
-            chunk = data[place * size : (place + 1) * size]
-            shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + row)
-            if shard.stored_checksum(chunk) != checksums[row]:
-                raise self._damage(key, f"row {inside + row} of the shard is of another row")
+        self._refuse_other_chunks(key, data, inside, np.flatnonzero(ok).tolist(), checksums)
         # The rows as they lie, without a copy: a view that steps over each one's checksum.
         rows = np.frombuffer(data, "<f2").reshape(count, -1)[:, : shape[0] * shape[1]]
         if ok.all():
@@ -133,6 +163,14 @@ class SetReader:
         tokens = np.zeros((len(ok), *shape), np.float16)
         tokens[ok] = rows.reshape(count, *shape)
         return tokens
+
+    def _line(self, generation: int, number: int) -> dict[str, Any]:
+        begin, end = np.searchsorted(self._generations, [generation, generation + 1])
+        return self._line_at(int(begin + np.searchsorted(self._numbers[begin:end], number)))
+
+    def _line_at(self, place: int) -> dict[str, Any]:
+        found: dict[str, Any] = self._shards.slice(place, 1).to_pylist()[0]
+        return found
 
     def _index(self, line: dict[str, Any], generation: int) -> npt.NDArray[np.uint64]:
         rows, key = self._shard_rows[generation], line["tokens_key"]
@@ -145,66 +183,46 @@ class SetReader:
         except NotFound:
             raise self._damage(key, "is missing") from None
 
-    def _cls_table(self, line: dict[str, Any]) -> pa.Table:
-        record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
-        return tables.from_parquet(get_checked(self._store, record), record.key, self._schema)
-
-    def _cls(self, rows: pa.Table, ok: npt.NDArray[np.bool_]) -> Halves | None:
-        width = self.info.cls_width
-        if width is None:
-            return None
-        column = rows["cls"].combine_chunks()
-        values = np.asarray(column.flatten()).astype(np.float16).reshape(len(rows), width)
-        return np.where(ok[:, None], values, np.float16(0))
-
-    def _refuse_other_rows(
-        self, line: dict[str, Any], rows: pa.Table, first_row: int, plan: pa.Table
+    def _refuse_other_chunks(
+        self, key: str, data: memoryview, inside: int, rows: list[int], checksums: list[int | None]
     ) -> None:
-        """Alignment is checked by key, never by position alone."""
-        expected = pa.array(range(first_row, first_row + len(plan)), pa.int64())
-        same = (
-            len(rows) == len(plan)
-            and rows["row"].combine_chunks().equals(expected)
-            and rows["key"].combine_chunks().equals(plan["key"].combine_chunks())
-            and rows["view"].combine_chunks().equals(plan["view"].combine_chunks())
-        )
-        if not same:
-            raise self._damage(
-                line["cls_key"], f"its rows from {first_row} on are not those of the plan"
-            )
+        """Each chunk read must be whole, sound, and the one that the CLS table names."""
+        body = 2 * self.path.grid**2 * self.record.patch_width
+        size = body + shard.CRC_BYTES
+        if len(data) == size * len(rows):
+            ends = np.frombuffer(data, np.uint8).reshape(len(rows), size)[:, body:]
+            stored = np.ascontiguousarray(ends).view("<u4")[:, 0].tolist()
+            found = [crc32c(data[start : start + body]) for start in range(0, len(data), size)]
+            if found == stored == [checksums[row] for row in rows]:
+                return
+        for place, row in enumerate(rows):
+            chunk = data[place * size : (place + 1) * size]
+            shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + row)
+            if shard.stored_checksum(chunk) != checksums[row]:
+                raise self._damage(key, f"row {inside + row} of the shard is of another row")
+        raise self._damage(key, "a ranged read gave more bytes than were asked for")
 
-    def _frozen_shard_rows(self, generation: int, sha256: str) -> int:
-        key = self.path.array(generation)
+    def _shard_rows_of(self, line: dict[str, Any]) -> ShardRows:
+        record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
+        table = tables.from_parquet(get_checked(self._store, record), record.key, self._schema)
+        return unpack(table, self.record.cls_width)
+
+    def _frozen_shard_rows(self, generation: int) -> int:
+        line = self._line_at(int(np.searchsorted(self._generations, generation)))
+        return shard.rows_per_shard_of(
+            self._checked(self.path.array(generation), line["array_sha256"])
+        )
+
+    def _checked(self, key: str, sha256: str) -> bytes:
         try:
             data = self._store.get(key)
         except NotFound:
             raise self._damage(key, "is missing") from None
         if digest(data) != sha256:
             raise self._damage(key, "is not what the commits name")
-        return shard.rows_per_shard_of(data)
+        return data
 
     def _damage(self, key: str, what: str) -> DamageError:
         return DamageError(
             f"{self._store.url}: {key}: {what}; `teachonce verify` names all damage", key=key
         )
-
-
-class _Held(Generic[Value]):
-    """The most recently used values of a slow function, for many threads."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._most:
-                self._values.popitem(last=False)
-        return value

@@ -1,57 +1,51 @@
-"""The distillation loss of EUPE (arXiv 2603.22387, section 3.2), summed over the teachers of a run.
+"""The distillation loss of EUPE (arXiv 2603.22387, section 3.2), one adapter head at a time.
 
 CLS: 1 - cosine. Patch tokens: 0.9 (1 - cosine) + 0.1 smooth-L1 on standardised targets. What the
 paper leaves open is settled here: smooth-L1 has beta 1, and means are taken over channels, then
-tokens, then rows.
+tokens, then rows. The mean over rows is of the whole batch, on all ranks: what is returned for a
+part of it is that part's share, and the shares add up to the loss however the batch was cut.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from schemas.train_config import Loss
-from trainer.batch import Target
-from trainer.heads import Prediction
-from trainer.losses.reference import cls_rows, token_rows, weighted_mean
+from schemas.train_config import PatchLoss
+from trainer.batch import Affine, Target
+from trainer.losses.reference import cls_rows, token_rows, weighted_share
 from trainer.resize import meet
 
 Parts = dict[str, dict[str, Tensor]]
 """{teacher: {"cls": scalar, "patch": scalar}}, detached; no "cls" where the teacher has none."""
 
 
-def distillation_loss(
-    predictions: Mapping[str, Prediction],
-    targets: Mapping[str, Target],
-    weight: Tensor,
-    factors: Mapping[str, float],
-    loss: Loss,
-) -> tuple[Tensor, Parts]:
-    """The loss of one batch, in float32 whatever the arguments are.
+def patch_loss(
+    prediction: Tensor, target: Target, weight: Tensor, total: Tensor, loss: PatchLoss
+) -> Tensor:
+    """A part's share of the patch loss, in float32 whatever the arguments are.
 
     Args:
-        predictions: of the student, for each teacher.
-        targets: of the same teachers; where the grids differ the smaller is resized.
-        weight: float32 [batch]; a row of weight 0 contributes nothing, whatever it holds.
-        factors: of each teacher's loss in the total.
-        loss: the configured terms.
-
-    Returns:
-        The total, a scalar, and its parts before `factors`. Both are 0, with gradients of 0, for
-        a batch whose weights are all 0.
+        prediction: [rows, student tokens, patch_width]; where the grids differ the smaller one is
+            resized.
+        target: of the same rows.
+        weight: float32 [rows]; a row of weight 0 contributes nothing, whatever it holds.
+        total: scalar, the weights of the whole batch; where it is 0 so is the loss.
     """
-    total = torch.zeros((), device=weight.device)
-    parts: Parts = {}
-    for name, prediction in predictions.items():
-        target = targets[name]
-        tokens = meet(_usable(prediction.tokens, weight), _usable(target.tokens, weight))
-        terms = {"patch": weighted_mean(token_rows(*tokens, loss.patch), weight)}
-        if prediction.cls is not None and target.cls is not None:
-            rows = cls_rows(_usable(prediction.cls, weight), _usable(target.cls, weight))
-            terms["cls"] = weighted_mean(rows, weight)
-        total = total + factors[name] * torch.stack(list(terms.values())).sum()
-        parts[name] = {term: value.detach() for term, value in terms.items()}
-    return total, parts
+    told = _standardised(target.tokens, target.tokens_affine)
+    rows = token_rows(*meet(_usable(prediction, weight), _usable(told, weight)), loss)
+    return weighted_share(rows, weight, total)
+
+
+def cls_loss(prediction: Tensor, target: Target, weight: Tensor, total: Tensor) -> Tensor:
+    """A part's share of the CLS loss; `prediction` is [rows, cls_width], the rest as above."""
+    assert target.cls is not None
+    told = _standardised(target.cls, target.cls_affine)
+    rows = cls_rows(_usable(prediction, weight), _usable(told, weight))
+    return weighted_share(rows, weight, total)
+
+
+def _standardised(values: Tensor, affine: Affine | None) -> Tensor:
+    """By the statistics of the run, where the cache that these rows are of has others."""
+    return values if affine is None else values.float() * affine.scale + affine.shift
 
 
 def _usable(values: Tensor, weight: Tensor) -> Tensor:

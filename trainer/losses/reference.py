@@ -46,7 +46,7 @@ def token_rows(prediction: Tensor, target: Tensor, loss: PatchLoss) -> Tensor:
     return tokens.mean(-1)
 
 
-def weighted_mean(rows: Tensor, weight: Tensor) -> Tensor:
-    """Mean of `rows` [batch] by `weight` [batch]; 0 where all weights are 0."""
-    total = weight.sum()
+def weighted_share(rows: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    """What `rows` [rows] by `weight` [rows] add to a mean over weights that sum to `total`; 0 where
+    that is 0."""
     return (rows * weight).sum() / torch.where(total > 0, total, 1.0)

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from infra.models.folder import open_model
-from infra.models.timm_encoder import Encoder
 from schemas.errors import ResumeError
 from schemas.strict import parse
 from schemas.train_config import TrainConfig
 from trainer import checkpoint
-from trainer.checkpoint import Checkpoint, RunState
+from trainer.checkpoint import HOME, Checkpoint, RunState, Trained
+from trainer.ema import Ema
 from trainer.heads import Heads, Widths
+from trainer.recipe import changes, recipe
 from trainer.students import build_student, describe
 
 pytestmark = pytest.mark.unit
@@ -25,22 +26,27 @@ def config_of(out: Path, **changes: Any) -> TrainConfig:
 class Run:
     """A student with a step's worth of optimiser state."""
 
-    def __init__(self, out: Path, seed: int = 0) -> None:
+    def __init__(self, out: Path, seed: int = 0, decay: float | None = None) -> None:
         self.out = out
-        self.encoder: Encoder = build_student("timm:test_vit", seed)
-        self.heads = Heads(Widths(64, 64), {"a": Widths(4, 4)}, hidden=8, seed=seed)
-        parameters = [*self.encoder.model.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        encoder = build_student("timm:test_vit", seed)
+        heads = Heads(Widths(64, 64), {"a": Widths(4, 4)}, hidden=8, seed=seed)
+        optimizer = torch.optim.AdamW([*encoder.model.parameters(), *heads.parameters()], lr=1e-3)
+        ema = None if decay is None else Ema(encoder, decay)
+        self.heads = heads
+        self.trained = Trained(encoder, heads, optimizer, ema)
 
     def learn(self) -> None:
-        cls, tokens = self.encoder(torch.ones(1, 3, 32, 32))
-        told = self.heads(cls, tokens)["a"]
-        (told.tokens.square().sum() + told.cls.square().sum()).backward()
-        self.optimizer.step()
+        cls, tokens = self.trained.encoder(torch.ones(1, 3, 32, 32))
+        assert cls is not None
+        told = [self.heads.predict("a", "tokens", tokens), self.heads.predict("a", "cls", cls)]
+        sum(features.square().sum() for features in told).backward()  # type: ignore[union-attr]
+        self.trained.optimizer.step()
+        if self.trained.ema is not None:
+            self.trained.ema.update()
 
     def save(self, step: int, config: TrainConfig, keep: int = 3) -> Checkpoint:
         record = describe(
-            self.encoder,
+            self.trained.finished,
             config.student.model,
             grid=2,
             stage=config.stage,
@@ -52,44 +58,49 @@ class Run:
             step=step,
             loss=0.5,
             stream={"epoch": 0, "row": step},
-            snapshot=4,
-            recipe=checkpoint.recipe(config),
+            snapshots={"cache": 4},
+            accumulate=1,
+            recipe=recipe(config),
         )
-        return checkpoint.save(
-            self.out, state, self.encoder.model, self.heads, self.optimizer, record, keep
-        )
+        return checkpoint.save(self.out / HOME, state, self.trained, record, keep)
 
     def weights(self) -> list[torch.Tensor]:
-        return [*self.encoder.model.parameters(), *self.heads.parameters()]
+        modules = (self.trained.encoder.model, self.heads, self.trained.finished.model)
+        return [value for module in modules for value in module.parameters()]
 
 
 def silent(text: str) -> None:
     raise AssertionError(text)
 
 
-def test_load__goes_on_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_load__goes_on_to_the_bit(tmp_path: Path, decay: float | None) -> None:
     config = config_of(tmp_path)
-    first, second = Run(tmp_path, seed=0), Run(tmp_path, seed=1)
-    first.learn()
+    first, second = Run(tmp_path, 0, decay), Run(tmp_path, 1, decay)
+    for _ in range(2):
+        first.trained.optimizer.zero_grad()
+        first.learn()
     first.save(1, config)
     found = checkpoint.latest(tmp_path, silent)
     assert found is not None
     assert found.state.stream == {"epoch": 0, "row": 1}
-    checkpoint.load(found, second.encoder.model, second.heads, second.optimizer)
+    checkpoint.load(found, second.trained)
     for run in (first, second):
-        run.optimizer.zero_grad()
+        run.trained.optimizer.zero_grad()
         run.learn()
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(first.weights(), second.weights()))
 
 
-def test_checkpoint__can_be_opened_as_a_student(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_checkpoint__can_be_opened_as_a_student(tmp_path: Path, decay: float | None) -> None:
+    run = Run(tmp_path, decay=decay)
+    run.learn()
     folder = run.save(3, config_of(tmp_path)).folder
     assert folder == tmp_path / "checkpoints" / "3"
     opened, record = open_model(folder)
     assert (record.step, record.snapshot, record.grid) == (3, 4, 2)
     picture = torch.randn(1, 3, 32, 32)
-    assert torch.equal(opened(picture)[0], run.encoder(picture)[0])
+    assert torch.equal(opened(picture)[0], run.trained.finished(picture)[0])
 
 
 def test_save__keeps_the_newest(tmp_path: Path) -> None:
@@ -172,56 +183,73 @@ def test_save__interrupted_leaves_the_one_before(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_recipe__other_is_refused_field_by_field(tmp_path: Path) -> None:
-    config = config_of(tmp_path, teachers={"a": {"weight": 1.0}})
-    found = Run(tmp_path).save(5, config)
+def changed(before: TrainConfig, now: TrainConfig) -> list[str]:
+    return changes(recipe(before), {"cache": 4, "more": 2}, now)
+
+
+def test_recipe__other_is_told_field_by_field(tmp_path: Path) -> None:
+    mix = {"more": {"cache": "caches/more", "share": 0.1, "snapshot": 2}}
+    config = config_of(tmp_path, teachers={"a": {"weight": 1.0}}, mix=mix)
     other = config_of(
         tmp_path,
         cache="caches/others",
         snapshot=3,
-        student={"model": "eupe_vit_s"},
+        mix={"more": {"cache": "caches/more", "share": 0.2, "snapshot": 5}},
+        stage="multires",
+        student={"model": "eupe_vit_s", "arguments": {"depth": 3}, "rope_rescale": 2},
         teachers={"a": {"weight": 0.5}, "b": {}},
         student_grids=[24],
         views=[0],
+        augment={"blur": 0.5},
         loss={"patch": {"beta": 2.0}},
         head={"hidden": 8},
-        optim={"lr": 1e-4},
+        optim={"lr": 1e-4, "ema": 0.9},
         seed=1,
     )
-    with pytest.raises(ResumeError) as refusal:
-        checkpoint.refuse_other_recipe(found, other)
-    lines = [line.split() for line in str(refusal.value).splitlines()[1:-1]]
-    assert {line[0] for line in lines} == {
+    lines = changed(config, other)
+    assert {line.split()[0] for line in lines} == {
         "cache",
         "snapshot",
+        "mix.more.share",
+        "mix.more.snapshot",
+        "stage",
         "student.model",
+        "student.arguments.depth",
+        "student.rope_rescale",
         "teachers.a.weight",
         "teachers.b.weight",
         "teachers.b.grids",
+        "teachers.b.drop",
         "student_grids",
         "views",
+        "augment.blur",
         "loss.patch.beta",
         "head.hidden",
         "optim.lr",
+        "optim.ema",
         "seed",
     }
-    text = str(refusal.value)
+    text = "\n".join(lines)
     assert "was 2e-05, now 0.0001" in text
     assert "was 4, now 3" in text
     assert "was 'not set', now 1.0" in text
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "free",
     [
         {},
         {"snapshot": 4},
+        {"snapshot": "a-tag"},
         {"checkpoint": {"every_steps": 7, "keep": 1}},
         {"loader": {"threads": 3}},
         {"max_steps": 9},
         {"images": {"root": "/moved"}},
+        {"optim": {"accumulate": 4}},
+        {"student": {"model": "timm:test_vit", "grad_checkpointing": True}},
+        {"head": {"hidden": 3072}},
+        {"compile": True},
     ],
 )
-def test_recipe__the_rest_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
-    found = Run(tmp_path).save(5, config_of(tmp_path))
-    checkpoint.refuse_other_recipe(found, config_of(tmp_path / "elsewhere", **changes))
+def test_recipe__the_rest_may_change(tmp_path: Path, free: dict[str, Any]) -> None:
+    assert changed(config_of(tmp_path), config_of(tmp_path / "elsewhere", **free)) == []

@@ -19,15 +19,22 @@ def test_adapter_head__is_the_papers() -> None:
 
 def test_heads__predict_each_teacher_in_its_widths() -> None:
     teachers = {"dinov3": Widths(12, 10), "pe_lang": Widths(7, None)}
-    predictions = Heads(STUDENT, teachers, hidden=16, seed=0)(
-        torch.randn(3, 6), torch.randn(3, 4, 8)
-    )
-    assert list(predictions) == ["dinov3", "pe_lang"]
-    assert predictions["dinov3"].tokens.shape == (3, 4, 12)
-    assert predictions["dinov3"].cls is not None
-    assert predictions["dinov3"].cls.shape == (3, 10)
-    assert predictions["pe_lang"].tokens.shape == (3, 4, 7)
-    assert predictions["pe_lang"].cls is None
+    heads = Heads(STUDENT, teachers, hidden=16, seed=0)
+    cls, tokens = torch.randn(3, 6), torch.randn(3, 4, 8)
+    assert heads.kinds("dinov3") == ("tokens", "cls")
+    assert heads.predict("dinov3", "tokens", tokens).shape == (3, 4, 12)
+    assert heads.predict("dinov3", "cls", cls).shape == (3, 10)
+    assert heads.kinds("pe_lang") == ("tokens",)
+    assert heads.predict("pe_lang", "tokens", tokens).shape == (3, 4, 7)
+
+
+def test_heads__are_called_through_what_wraps_them() -> None:
+    heads = Heads(STUDENT, {"a": Widths(4, 4)}, hidden=8, seed=0)
+    names = [*heads.state_dict()]
+    heads.call_through(lambda head: nn.Sequential(head, nn.Softmax(-1)))
+    assert torch.allclose(heads.predict("a", "cls", torch.randn(2, 6)).sum(-1), torch.ones(2))
+    assert [*heads.state_dict()] == names
+    assert len([*heads.called]) == 2
 
 
 def test_heads__first_weights_depend_on_seed_and_name_alone() -> None:
@@ -52,4 +59,4 @@ def test_heads__leave_the_callers_generator_alone() -> None:
 @pytest.mark.parametrize("name", ["items", "train", "forward", "a-cls", "type"])
 def test_heads__take_any_name_a_configuration_allows(name: str) -> None:
     heads = Heads(STUDENT, {name: Widths(4, 4), "a": Widths(3, 3)}, hidden=8, seed=0)
-    assert heads(torch.randn(1, 6), torch.randn(1, 4, 8))[name].tokens.shape == (1, 4, 4)
+    assert heads.predict(name, "tokens", torch.randn(1, 4, 8)).shape == (1, 4, 4)

@@ -4,51 +4,20 @@ from typing import Any
 import pytest
 import torch
 
-from schemas.strict import parse
-from schemas.train_config import Optim, TrainConfig
-from trainer.batch import Batch, Target
-from trainer.heads import Widths
+from infra.models.timm_encoder import build_timm
+from schemas.errors import TeachonceError
+from schemas.train_config import Optim, TeacherTerm
+from tests.unit.trainer.learning import batch_of, gradients, learner_of, loss_of
+from trainer.dropped import taking_part
 from trainer.learner import Learner, learning_rate
-from trainer.students import build_student
+from trainer.parts import parts_of
 
 pytestmark = pytest.mark.unit
-
-TEACHERS = {"a": Widths(6, 5), "b": Widths(4, None)}
-
-
-def learner_of(model: str = "timm:test_vit", **changes: Any) -> Learner:
-    data: dict[str, Any] = {
-        "cache": "c",
-        "out": "o",
-        "student": {"model": model},
-        "head": {"hidden": 16},
-        "optim": {"lr": 3e-3, "steps": 50, "batch_size": 4},
-    }
-    config = parse(TrainConfig, data | changes, "test")
-    return Learner(config, build_student(model, config.seed), TEACHERS, "cpu", "float32")
-
-
-def batch_of(seed: int, rows: int = 4) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-
-    def told(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random).half()
-
-    return Batch(
-        rows=torch.arange(rows),
-        pixels=torch.randint(0, 256, (rows, 3, 64, 64), generator=random, dtype=torch.uint8),
-        weight=torch.ones(rows),
-        targets={
-            "a": Target(4, told(rows, 16, 6), told(rows, 5)),
-            "b": Target(6, told(rows, 36, 4), None),
-        },
-        state={},
-    )
 
 
 def test_step__learns_a_batch_by_heart() -> None:
     learner, batch = learner_of(), batch_of(0)
-    losses = [learner.step(number, batch)[0].item() for number in range(1, 31)]
+    losses = [loss_of(learner, number, batch) for number in range(1, 31)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -57,7 +26,7 @@ def test_step__repeats_to_the_bit_whatever_was_drawn_before(model: str) -> None:
     weights = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        learner = learner_of(model)
+        learner = learner_of(student={"model": model})
         for number in (1, 2, 3):
             learner.step(number, batch_of(number))
             torch.rand(noise)
@@ -70,22 +39,136 @@ def test_step__batch_without_weight_moves_nothing_but_by_decay() -> None:
     before = {name: value.clone() for name, value in learner.encoder.model.state_dict().items()}
     batch = batch_of(0)
     batch.weight.zero_()
-    total, _ = learner.step(1, batch)
-    assert total.item() == 0
+    assert loss_of(learner, 1, batch) == 0
     after = learner.encoder.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_step__clips_the_gradient() -> None:
-    learner = learner_of(optim={"clip_norm": 1e-3})
-    learner.step(1, batch_of(0))
-    gradients = [
-        parameter.grad
-        for module in (learner.encoder.model, learner.heads)
-        for parameter in module.parameters()
-        if parameter.grad is not None
-    ]
-    assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-3)
+def test_step__clips_the_gradient_and_tells_its_norm_before() -> None:
+    free, clipped = learner_of(), learner_of(optim={"clip_norm": 1e-3})
+    expected = free.step(1, batch_of(0)).gradient_norm
+    torch.testing.assert_close(torch.nn.utils.get_total_norm([*gradients(free).values()]), expected)
+    assert clipped.step(1, batch_of(0)).gradient_norm.item() == pytest.approx(expected.item())
+    norm = torch.nn.utils.get_total_norm([*gradients(clipped).values()])
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5, 8])
+def test_step__is_the_same_in_parts(accumulate: int) -> None:
+    batch = batch_of(0, rows=5)
+    batch.weight[1] = 0
+    whole, cut = learner_of(), learner_of(optim={"accumulate": accumulate})
+    assert loss_of(cut, 1, batch) == pytest.approx(loss_of(whole, 1, batch), rel=1e-5)
+    expected = gradients(whole)
+    for name, value in gradients(cut).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_parts__are_consecutive_rows() -> None:
+    batch = batch_of(0, rows=5)
+    parts = [part.rows.tolist() for part in parts_of(batch, 2)]
+    assert parts == [[0, 1, 2], [3, 4]]
+    assert [len(part.rows) for part in parts_of(batch, 9)] == [1] * 5
+    second = [*parts_of(batch, 2)][1]
+    assert torch.equal(second.pixels, batch.pixels[3:])
+    assert torch.equal(second.targets["a"].tokens, batch.targets["a"].tokens[3:])
+    assert second.targets["b"].cls is None
+
+
+def memory_for(rows: int, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the GPU's memory sufficed for the activations of so many rows."""
+    inside = learner.encoder.model.forward_features
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > rows:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        features: torch.Tensor = inside(pixels)
+        return features
+
+    monkeypatch.setattr(learner.encoder.model, "forward_features", forward)
+
+
+def test_step__that_does_not_fit_is_cut_finer(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, small = learner_of(), learner_of()
+    decided: list[tuple[str, object, str]] = []
+    small._decide = lambda *words: decided.append(words)
+    memory_for(3, small, monkeypatch)
+    batch = batch_of(0, rows=8)
+    assert loss_of(small, 1, batch) == pytest.approx(loss_of(whole, 1, batch), rel=1e-5)
+    assert small.accumulate == 4
+    assert [words[:2] for words in decided] == [("accumulate", 2), ("accumulate", 4)]
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "rows", "advice"),
+    [("auto", 0, "lower optim.batch_size"), (2, 1, "set optim.accumulate to 4, or")],
+)
+def test_step__that_cannot_fit_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, accumulate: Any, rows: int, advice: str
+) -> None:
+    learner = learner_of(optim={"accumulate": accumulate})
+    memory_for(rows, learner, monkeypatch)
+    with pytest.raises(TeachonceError, match=rf"memory does not suffice.*2 GiB.*{advice}"):
+        learner.step(1, batch_of(0))
+
+
+def test_ema__is_the_mean_and_is_handed_on() -> None:
+    learner, decay = learner_of(optim={"lr": 1e-2, "ema": 0.75}), 0.75
+    expected: list[torch.Tensor] = []
+    for number in range(1, 5):
+        learner.step(number, batch_of(number))
+        now = [value.detach().clone() for value in learner.encoder.model.parameters()]
+        expected = [decay * mean + (1 - decay) * value for mean, value in zip(expected or now, now)]
+    finished = learner.trained.finished
+    assert finished is not learner.encoder
+    assert not finished.model.training
+    for mean, value in zip(expected, finished.model.parameters()):
+        torch.testing.assert_close(value, mean)
+    picture = torch.randn(1, 3, 64, 64)
+    cls, _ = finished(picture)
+    assert cls is not None
+    again = build_timm("test_vit", {}, None)
+    again.model.load_state_dict(finished.model.state_dict())
+    assert torch.equal(cls, again(picture)[0])
+
+
+def test_ema__keeps_counts_of_a_batch_norm() -> None:
+    learner = learner_of(student={"model": "timm:test_resnet"}, optim={"ema": 0.9})
+    for number in (1, 2):
+        learner.step(number, batch_of(number))
+    state, mean = (e.model.state_dict() for e in (learner.encoder, learner.trained.finished))
+    assert mean["bn1.num_batches_tracked"] == state["bn1.num_batches_tracked"] == 2
+    assert not torch.equal(mean["bn1.running_mean"], state["bn1.running_mean"])
+
+
+def test_drop__leaves_a_teacher_out_but_never_all() -> None:
+    terms = {name: TeacherTerm(drop=0.5) for name in "abc"} | {"d": TeacherTerm()}
+    steps = [taking_part(terms, 0, step) for step in range(400)]
+    assert all("d" in live for live in steps)
+    for name in "abc":
+        assert 150 < sum(name in live for live in steps) < 250
+    assert steps == [taking_part(terms, 0, step) for step in range(400)]
+    assert steps != [taking_part(terms, 1, step) for step in range(400)]
+    often = {name: TeacherTerm(drop=0.99) for name in "ab"}
+    assert {len(taking_part(often, 0, step)) for step in range(400)} <= {1, 2}
+
+
+def test_drop__teacher_left_out_neither_learns_nor_counts() -> None:
+    learner = learner_of(teachers={"a": {"drop": 0.9}, "b": {}})
+    before = {name: value.clone() for name, value in learner.heads.state_dict().items()}
+    number = next(n for n in range(1, 99) if taking_part(learner.terms, 0, n) == ["b"])
+    assert [*learner.step(number, batch_of(0)).parts] == ["b"]
+    for name, value in learner.heads.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("heads.a-"), name
+
+
+def test_compile__gives_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    assert loss_of(learner_of(compile=True), 1, batch_of(0)) == loss_of(
+        learner_of(), 1, batch_of(0)
+    )
+    assert len(compiled) == 1
 
 
 def test_learning_rate__warms_up_then_follows_half_a_cosine() -> None:

@@ -1,21 +1,41 @@
 """The loss against the paper's formulas, written out row by row in float64."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from schemas.train_config import Loss, PatchLoss
-from trainer.batch import Target
-from trainer.heads import Prediction
-from trainer.losses import distillation_loss
+from schemas.train_config import PatchLoss
+from trainer.batch import Affine, Target
+from trainer.losses import cls_loss, patch_loss
 from trainer.losses.reference import cosine
 from trainer.resize import resize_tokens
 
 pytestmark = pytest.mark.unit
 
-LOSS = Loss(patch=PatchLoss(cosine=0.9, smooth_l1=0.1, beta=0.5))
+LOSS = PatchLoss(cosine=0.9, smooth_l1=0.1, beta=0.5)
+
+
+class Prediction(NamedTuple):
+    tokens: Tensor
+    cls: Tensor | None
+
+
+def losses(
+    prediction: Prediction, target: Target, weight: Tensor, total: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Both losses of one teacher; `weight` is of the whole batch unless `total` is given."""
+    total = weight.sum() if total is None else total
+    found = {"patch": patch_loss(prediction.tokens, target, weight, total, LOSS)}
+    if prediction.cls is not None:
+        found["cls"] = cls_loss(prediction.cls, target, weight, total)
+    return found
+
+
+def summed(found: dict[str, Tensor]) -> Tensor:
+    return torch.stack([*found.values()]).sum()
 
 
 def vector_cosine(first: list[float], second: list[float]) -> float:
@@ -39,8 +59,7 @@ def expected_parts(
         if not factor:
             continue
         tokens = [
-            LOSS.patch.cosine * (1 - vector_cosine(a, b))
-            + LOSS.patch.smooth_l1 * smooth_l1(a, b, LOSS.patch.beta)
+            LOSS.cosine * (1 - vector_cosine(a, b)) + LOSS.smooth_l1 * smooth_l1(a, b, LOSS.beta)
             for a, b in zip(mine[row], theirs[row])
         ]
         patch_sum += factor * sum(tokens) / len(tokens)
@@ -66,28 +85,56 @@ def case(
     return prediction, target
 
 
+CASES = {"both": (2, 4, 5, 6), "no cls": (4, 3, 7, None), "same grid": (3, 3, 4, 4)}
+
+
 @pytest.mark.parametrize("weights", [[1, 1, 1], [1, 0, 1], [0.5, 2, 0]])
-def test_loss__equals_the_formulas(weights: list[float]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_loss__equals_the_formulas(weights: list[float], name: str) -> None:
     torch.manual_seed(0)
-    cases = {"a": case(3, 2, 4, 5, 6), "b": case(3, 4, 3, 7, None), "c": case(3, 3, 3, 4, 4)}
-    weight, factors = torch.tensor(weights), {"a": 1.0, "b": 0.25, "c": 0.0}
-    total, parts = distillation_loss(
-        {name: pair[0] for name, pair in cases.items()},
-        {name: pair[1] for name, pair in cases.items()},
-        weight,
-        factors,
-        LOSS,
+    pair, weight = case(3, *CASES[name]), torch.tensor(weights)
+    patch, cls = expected_parts(*pair, weight)
+    found = losses(*pair, weight)
+    assert found["patch"].item() == pytest.approx(patch, rel=1e-5)
+    assert ("cls" in found) == (cls is not None)
+    if cls is not None:
+        assert found["cls"].item() == pytest.approx(cls, rel=1e-5)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_loss__shares_of_a_batch_add_up_however_it_is_cut() -> None:
+    torch.manual_seed(0)
+    (prediction, target), weight = case(6, 2, 4, 5, 6), torch.tensor([1.0, 0, 2, 1, 0, 0.5])
+    assert prediction.cls is not None
+    assert target.cls is not None
+    whole = losses(prediction, target, weight)
+    for cut in (1, 4, 5):
+        shares = [
+            losses(
+                Prediction(prediction.tokens[rows], prediction.cls[rows]),
+                Target(4, target.tokens[rows], target.cls[rows]),
+                weight[rows],
+                weight.sum(),
+            )
+            for rows in (slice(cut), slice(cut, None))
+        ]
+        for term, value in whole.items():
+            torch.testing.assert_close(shares[0][term] + shares[1][term], value)
+
+
+def test_loss__standardises_anew_what_another_cache_standardised() -> None:
+    torch.manual_seed(0)
+    (prediction, target), weight = case(2, 2, 4, 5, 6), torch.ones(2)
+    assert target.cls is not None
+    tokens, cls = (Affine(torch.rand(n) + 0.5, torch.randn(n)) for n in (5, 6))
+    anew = Target(
+        4,
+        target.tokens.float() * tokens.scale + tokens.shift,
+        target.cls.float() * cls.scale + cls.shift,
     )
-    expected_total = 0.0
-    for name, pair in cases.items():
-        patch, cls = expected_parts(*pair, weight)
-        assert parts[name]["patch"].item() == pytest.approx(patch, rel=1e-5)
-        assert ("cls" in parts[name]) == (cls is not None)
-        if cls is not None:
-            assert parts[name]["cls"].item() == pytest.approx(cls, rel=1e-5)
-        expected_total += factors[name] * (patch + (cls or 0.0))
-    assert total.item() == pytest.approx(expected_total, rel=1e-5)
-    assert total.dtype == torch.float32
+    found = losses(prediction, Target(4, target.tokens, target.cls, tokens, cls), weight)
+    for term, value in losses(prediction, anew, weight).items():
+        assert torch.equal(found[term], value)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 6e4])
@@ -96,14 +143,12 @@ def test_loss__row_of_weight_0_contributes_nothing(garbage: float) -> None:
     assert target.cls is not None
     assert prediction.cls is not None
     target.tokens[1] = target.cls[1] = garbage
-    weight = torch.tensor([1.0, 0.0, 1.0])
-    total, _ = distillation_loss({"a": prediction}, {"a": target}, weight, {"a": 1.0}, LOSS)
+    total = summed(losses(prediction, target, torch.tensor([1.0, 0.0, 1.0])))
     total.backward()
     kept = [0, 2]
     without = Prediction(prediction.tokens[kept], prediction.cls[kept])
     sound = Target(4, target.tokens[kept], target.cls[kept])
-    expected, _ = distillation_loss({"a": without}, {"a": sound}, torch.ones(2), {"a": 1.0}, LOSS)
-    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(total, summed(losses(without, sound, torch.ones(2))))
     for leaf in prediction:
         assert leaf is not None
         assert leaf.grad is not None
@@ -115,12 +160,9 @@ def test_loss__row_of_weight_0_contributes_nothing(garbage: float) -> None:
 def test_loss__batch_without_weight_is_0_with_gradients_of_0() -> None:
     prediction, target = case(2, 2, 2, 3, 3)
     target.tokens[:] = math.nan
-    total, parts = distillation_loss(
-        {"a": prediction}, {"a": target}, torch.zeros(2), {"a": 1.0}, LOSS
-    )
+    total = summed(losses(prediction, target, torch.zeros(2)))
     total.backward()
     assert total.item() == 0
-    assert parts["a"]["patch"].item() == 0
     for leaf in prediction:
         assert leaf is not None
         assert leaf.grad is not None
@@ -151,5 +193,4 @@ def test_loss__is_0_for_a_perfect_student() -> None:
     _, target = case(2, 3, 3, 4, 4)
     assert target.cls is not None
     perfect = Prediction(target.tokens.float(), target.cls.float())
-    total, _ = distillation_loss({"a": perfect}, {"a": target}, torch.ones(2), {"a": 1.0}, LOSS)
-    assert total.item() == pytest.approx(0, abs=1e-6)
+    assert summed(losses(perfect, target, torch.ones(2))).item() == pytest.approx(0, abs=1e-6)

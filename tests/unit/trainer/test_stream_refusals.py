@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import trainer.stream
+import trainer.replay
 from schemas.errors import CacheError, ConfigError, ResumeError
 from tests.unit.trainer.streams import ROWS, Cached, epoch_of, rows_of, stream_of
 from trainer import CacheStream
@@ -43,14 +43,14 @@ def test_iter__other_pixels_are_refused_where_a_teacher_saw_that_size(
     cached: Cached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from another decoder: one value of one pixel is one more."""
-    see = trainer.stream.see
+    see = trainer.replay.see
 
     def other(*arguments: Any) -> Any:
         square = see(*arguments).copy()
         square[0, 0, 0] ^= 1
         return square
 
-    monkeypatch.setattr(trainer.stream, "see", other)
+    monkeypatch.setattr(trainer.replay, "see", other)
     with pytest.raises(CacheError, match=r"image \d+\.jpg: decodes to other pixels here"):
         next(iter(stream_of(cached)))
     assert len(next(iter(stream_of(cached, pixels=40))).rows) == 64
@@ -63,6 +63,7 @@ def test_iter__other_pixels_are_refused_where_a_teacher_saw_that_size(
         ({"teachers": {"dino": 2}}, CacheError, "has no teacher 'dino'; it has cnn, vit"),
         ({"teachers": {"vit": 5}}, ConfigError, "vit.grids: not cached at 5; there is 2, 3"),
         ({"teachers": {"vit": None}}, ConfigError, "vit.grids: cached at 2, 3; name one"),
+        ({"teachers": {"vit": (2, 3), "cnn": (2, 1)}}, ConfigError, "cnn.grids: not cached at 1"),
         ({"views": [7]}, CacheError, "no rows that all of vit, cnn cover in the views asked for"),
         ({"images_root": "/nowhere"}, ConfigError, "images /nowhere: no picture, Parquet file or"),
     ],

@@ -1,0 +1,106 @@
+"""Forward and backward of one part of a batch, one adapter head after the other.
+
+The student's features are cut off from it, and collect the gradient of each head as soon as that
+head has run: the activations of one head live at a time, not those of all (two a teacher, each
+wider than the student). The student's own backward comes once, at the end.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infra.models.encoder import Encoder
+from schemas.train_config import PatchLoss
+from trainer.batch import Batch
+from trainer.heads import Heads, Kind
+from trainer.losses import Parts, cls_loss, patch_loss
+
+TERMS: dict[Kind, str] = {"cls": "cls", "tokens": "patch"}
+"""What the loss of each kind of head is called."""
+
+
+class Features(nn.Module):
+    """A student as one module from pixels to features: what is compiled, and wrapped for ranks."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = encoder.model
+        self._encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pictures to CLS [rows, width] and tokens [rows, count, width]."""
+        cls, tokens = self._encoder(pixels)
+        assert cls is not None  # a student without one is refused
+        return cls, tokens
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss of one step."""
+
+    factors: Mapping[str, float]
+    """Of each teacher that takes part in the step."""
+    total: Tensor
+    """The weights of the whole batch, on all ranks."""
+    scale: float
+    """Of the gradient alone."""
+    patch: PatchLoss
+
+
+def learn_part(
+    student: nn.Module,
+    heads: Heads,
+    pixels: Tensor,
+    part: Batch,
+    terms: Terms,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> Parts:
+    """Add the gradient of a part's share of the loss to every parameter.
+
+    Args:
+        student: as `Features`.
+        pixels: the part's pictures as the student expects them.
+        part: on the device.
+        precision: the context of a forward.
+
+    Returns:
+        The shares of the loss, before `factors`.
+    """
+    with precision():
+        cls, tokens = student(pixels)
+    leaves: dict[Kind, Tensor] = {"cls": _leaf(cls), "tokens": _leaf(tokens)}
+    shares: Parts = {}
+    for name, factor in terms.factors.items():
+        shares[name] = {}
+        for kind in heads.kinds(name):
+            with precision():
+                prediction = heads.predict(name, kind, leaves[kind])
+            share = _share(kind, prediction, name, part, terms)
+            (share * (factor * terms.scale)).backward()  # type: ignore[no-untyped-call]
+            shares[name][TERMS[kind]] = share.detach()
+            del prediction, share  # or they would live beside the next head's
+    gradients = (_gradient(leaves["cls"], cls), _gradient(leaves["tokens"], tokens))
+    torch.autograd.backward((cls, tokens), gradients)
+    return shares
+
+
+def _share(kind: Kind, prediction: Tensor, name: str, part: Batch, terms: Terms) -> Tensor:
+    target = part.targets[name]
+    if kind == "cls":
+        return cls_loss(prediction, target, part.weight, terms.total)
+    return patch_loss(prediction, target, part.weight, terms.total, terms.patch)
+
+
+def _leaf(features: Tensor) -> Tensor:
+    """In float32, because the heads' gradients are added up in it."""
+    return features.detach().float().requires_grad_()
+
+
+def _gradient(leaf: Tensor, features: Tensor) -> Tensor:
+    """Zeros where no head has read the features: on several ranks each parameter needs one."""
+    if leaf.grad is None:
+        return torch.zeros_like(features)
+    return leaf.grad.to(features.dtype)
