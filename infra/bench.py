@@ -12,6 +12,8 @@ from schemas.options import BenchOptions
 MEASUREMENTS = {
     "extract": "pipeline.bench_extract:measure",
     "loader": "trainer.bench_loader:measure",
+    "train": "trainer.bench_train:measure",
+    "memory": "pipeline.bench_memory:measure",
 }
 
 

@@ -1,6 +1,7 @@
 """Files that are on the disk when the call returns, and never half there."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_partials(folder: Path) -> None:
+    """Take away what a killed `replace_file` left in a folder that nobody else writes to."""
+    for path in folder.glob(".*-*"):
+        if re.fullmatch(r"\..+-[0-9a-f]{32}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def make_folders(folder: Path) -> None:

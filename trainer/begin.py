@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load as from_safetensors
 
-from infra.durable import sync_folder
+from infra.durable import remove_partials, sync_folder
 from infra.models.folder import HEADS, RECORD, load_folder, read_record
 from infra.terminal import Terminal
 from schemas.errors import ConfigError, DamageError, ResumeError
@@ -55,6 +55,7 @@ def look(config: TrainConfig, out: Path, ranks: Ranks, terminal: Terminal) -> Be
     """
     if ranks.first:
         _settle(out)
+        remove_partials(out)
     ranks.wait()
     found = checkpoint.latest(out, terminal.warn)
     ranks.agree(-1 if found is None else found.state.step, str(out))

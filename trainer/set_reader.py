@@ -21,6 +21,8 @@ from schemas.sealed import digest, unseal
 from trainer.shard_rows import Halves, Held, ShardRows, unpack
 
 Floats = npt.NDArray[np.float32]
+KNOWN_BYTES = 512
+"""Key, draws, checksums and hashes of one row, roughly: they outweigh the smallest features."""
 HELD_SHARDS = 512
 """Shard indices, and CLS tables, held at a time."""
 
@@ -87,8 +89,9 @@ class SetReader:
 
     @property
     def row_bytes(self) -> int:
-        """Of a row's tokens and CLS as they are handed out."""
-        return 2 * (self.path.grid**2 * self.record.patch_width + (self.record.cls_width or 0))
+        """Of a row's tokens and CLS as they are handed out, and what is known of it beside."""
+        values = self.path.grid**2 * self.record.patch_width + (self.record.cls_width or 0)
+        return 2 * values + KNOWN_BYTES
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -87,11 +87,14 @@ def test_train__again_does_nothing_and_tells_the_last_loss(
 ) -> None:
     out, done = undisturbed
     before = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").rglob("*")}
+    left = out / f".model.safetensors-{'0a' * 16}"  # as a kill leaves it
+    left.write_bytes(b"half")
     again = run(by_module("train"), "--config", config(folder, out))
     assert again.status == 0, again.stderr
     assert (again.result["step"], again.result["resumed_from"]) == (STEPS, STEPS)
     assert again.result["loss"] == done.result["loss"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not left.exists()
 
 
 def test_train__max_steps_then_the_rest(folder: Path, undisturbed: tuple[Path, Ended]) -> None:
