@@ -1,7 +1,7 @@
 """`teachonce evaluate`: what a student is worth and what it costs.
 
-k-NN on its CLS vector (EUPE, arXiv 2603.22387, with both its votes: see knn.py), of the whole
-picture squashed to a square, as EUPE's own inference does.
+k-NN (EUPE, arXiv 2603.22387, with both its votes: see knn.py) and a linear probe (linear.py) on its
+CLS vector of the whole picture squashed to a square, as EUPE's own inference does.
 """
 
 import sys
@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run by path: the packages stand beside this folder
 
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,10 +36,22 @@ from schemas.errors import ConfigError
 from schemas.options import EvaluateOptions
 from trainer.knn import usable_ks, vote
 from trainer.labelled import Part, pictures, split
+from trainer.linear import linear_top1
 from trainer.students import TIMM, normalise, side_pixels
 
 WARM_UPS = 2
 TIMED_FORWARDS = 5
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a student says of the pictures of one part that could be read."""
+
+    keys: list[str]
+    cls: Tensor
+    """[pictures, width]."""
+    labels: Tensor
+    """int64 [pictures]."""
 
 
 def run(config: EvaluateOptions, terminal: Terminal) -> Outcome:
@@ -59,10 +72,10 @@ def run(config: EvaluateOptions, terminal: Terminal) -> Outcome:
     device = pick_device()
     terminal.decide("device", *device)
     encoder.model.to(device.value)
-    result |= _nearest_neighbours(encoder, train, test, side, config.batch_size, terminal)
+    result |= _accuracies(encoder, train, test, side, config.batch_size, terminal)
     terminal.say(
-        f"k-NN         {result['knn_top1']:.4f} of {result['test_images']:,} pictures, "
-        f"{result['train_images']:,} to compare with"
+        f"top-1        k-NN {result['knn_top1']:.4f}, linear {result['linear_top1']:.4f} of "
+        f"{result['test_images']:,} pictures, {result['train_images']:,} to learn from"
     )
     return Outcome(result)
 
@@ -70,11 +83,15 @@ def run(config: EvaluateOptions, terminal: Terminal) -> Outcome:
 def _open_student(config: EvaluateOptions, terminal: Terminal) -> tuple[Encoder, int]:
     """The student, on the CPU, and the grid it is evaluated at."""
     if not config.student.startswith(TIMM):
+        if config.arguments:
+            raise ConfigError(
+                f"arguments: are for a {TIMM}NAME; {config.student} says by itself what it is"
+            )
         encoder, record = open_model(Path(config.student).expanduser())
         trained = record.grid
         why = "as it was trained"
     else:
-        encoder = build_timm(config.student.removeprefix(TIMM), {}, config.weights)
+        encoder = build_timm(config.student.removeprefix(TIMM), config.arguments, config.weights)
         trained = encoder.native_pixels // PIXELS_PER_GRID
         why = "timm's size of this model"
         if config.weights.startswith(RANDOM):
@@ -106,35 +123,38 @@ def _cost(encoder: Encoder, side: int) -> dict[str, Any]:
     }
 
 
-def _nearest_neighbours(
+def _accuracies(
     encoder: Encoder, train: Part, test: Part, side: int, batch_size: int, terminal: Terminal
 ) -> dict[str, Any]:
     names = sorted({*train.labels, *test.labels})
     numbers = {name: number for number, name in enumerate(names)}
     count = len(train.entries) + len(test.entries)
     with terminal.progress("features", count, "pictures") as meter:
-        known, answers = _features(encoder, train, side, batch_size, numbers, meter)
-        asked, truth = _features(encoder, test, side, batch_size, numbers, meter)
-    if not len(known) or not len(asked):
+        known = _features(encoder, train, side, batch_size, numbers, meter)
+        asked = _features(encoder, test, side, batch_size, numbers, meter)
+    if not known.keys or not asked.keys:
         raise ConfigError(
-            f"data {test.source.url}: {len(known)} pictures to compare with and {len(asked)} to "
-            "test could be read; at least one of each is needed"
+            f"data {test.source.url}: {len(known.keys)} pictures to compare with and "
+            f"{len(asked.keys)} to test could be read; at least one of each is needed"
         )
-    votes = vote(asked, known, answers, len(names), usable_ks(len(known)))
-    softmax = {str(k): _share(found, truth) for k, found in votes.softmax.items()}
-    majority = {str(k): _share(found, truth) for k, found in votes.majority.items()}
+    ks = usable_ks(len(known.keys))
+    tests, neighbours = (F.normalize(part.cls, dim=-1) for part in (asked, known))
+    votes = vote(tests, neighbours, known.labels, len(names), ks)
+    softmax = {str(k): _share(found, asked.labels) for k, found in votes.softmax.items()}
+    majority = {str(k): _share(found, asked.labels) for k, found in votes.majority.items()}
+    given, wanted = (known.cls, known.labels), (asked.cls, asked.labels)
     return {
         "knn_top1": next(iter(softmax.values())),
         "knn": softmax,
         "knn_majority": majority,
-        "linear_top1": None,
+        "linear_top1": linear_top1(given, known.keys, wanted, len(names), terminal),
         "segmentation_miou": None,
         "depth_rmse": None,
         "correspondence_pck": None,
         "zeroshot_top1": None,
-        "train_images": len(known),
-        "test_images": len(asked),
-        "bad_images": count - len(known) - len(asked),
+        "train_images": len(known.keys),
+        "test_images": len(asked.keys),
+        "bad_images": count - len(known.keys) - len(asked.keys),
     }
 
 
@@ -146,18 +166,19 @@ def _features(
     batch_size: int,
     numbers: dict[str, int],
     meter: Meter,
-) -> tuple[Tensor, Tensor]:
-    """CLS of length 1 [pictures, width] and class numbers [pictures] of what could be read."""
+) -> Known:
     device = next(encoder.model.parameters()).device
     features = [torch.empty(0, encoder.cls_width or 0, device=device)]
+    keys: list[str] = []
     labels: list[int] = []
     for places, pixels in pictures(part, side, batch_size):
         cls, _ = encoder(normalise(pixels.to(device), encoder))
         assert cls is not None  # a student without one was refused
-        features.append(F.normalize(cls, dim=-1))
+        features.append(cls)
+        keys += [part.entries[place].key for place in places]
         labels += [numbers[str(part.entries[place].label)] for place in places]
         meter.advance(len(places))
-    return torch.cat(features), torch.tensor(labels, dtype=torch.int64, device=device)
+    return Known(keys, torch.cat(features), torch.tensor(labels, dtype=torch.int64, device=device))
 
 
 def _share(found: Tensor, truth: Tensor) -> float:

@@ -59,7 +59,8 @@ class Learner:
         own = Widths(encoder.patch_width, encoder.cls_width)
         self.encoder = encoder
         self.heads = Heads(own, teachers, head_hidden(config), config.seed).to(device)
-        self.encoder.model.to(device).train()
+        # Convolutions are two to three times as fast so on a CPU; a ViT does not mind.
+        self.encoder.model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.terms = {name: config.teachers.get(name, TeacherTerm()) for name in teachers}
         self.accumulate = 1 if config.optim.accumulate == "auto" else config.optim.accumulate
         self._parameters = [*self.encoder.model.parameters(), *self.heads.parameters()]

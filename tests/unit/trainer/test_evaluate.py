@@ -62,9 +62,9 @@ def test_folder__is_divided_80_20(tmp_path: Path) -> None:
     assert result["knn_top1"] == 1.0
     assert result["knn"] == {"10": 1.0, "20": 1.0}
     assert set(result["knn_majority"]) == {"10", "20"}  # type: ignore[call-overload]
-    for name in ("linear_top1", "segmentation_miou", "depth_rmse", "correspondence_pck"):
+    assert result["linear_top1"] == 1.0
+    for name in ("segmentation_miou", "depth_rmse", "correspondence_pck", "zeroshot_top1"):
         assert result[name] is None
-    assert result["zeroshot_top1"] is None
     assert result["parameters"] == sum(
         parameter.numel() for parameter in build_student("timm:test_resnet", 0).model.parameters()
     )
@@ -90,7 +90,9 @@ def test_parquet__its_own_split_is_used(tmp_path: Path, name: str) -> None:
 
 def test_parquet__file_is_divided_and_limited(tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "data.parquet", 10)
-    assert evaluate(data, batch_size=5).result["knn"] == evaluate(data, batch_size=64).result["knn"]
+    small, large = evaluate(data, batch_size=5).result, evaluate(data, batch_size=64).result
+    assert small["knn"] == large["knn"]
+    assert small["linear_top1"] == large["linear_top1"]
     limited = evaluate(data, limit=4).result
     assert (limited["train_images"], limited["test_images"]) == (4, 4)
     assert list(limited["knn"]) == ["4"]  # type: ignore[call-overload]
@@ -144,6 +146,16 @@ def test_student__of_a_run_is_shown_what_it_was_trained_on(
     assert "means nothing" in capsys.readouterr().err
     assert from_run["knn"] == from_timm["knn"]
     assert from_run["gflops"] == from_timm["gflops"]
+
+
+def test_arguments__are_of_timm_models_alone(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", 4)
+    wide = {"student": "timm:resnet18", "arguments": {"channels": [8, 8, 8, 16]}, "limit": 3}
+    thin = wide | {"arguments": {"channels": [8, 8, 8, 8]}}
+    wider, thinner = (evaluate(data, **words).result["parameters"] for words in (wide, thin))
+    assert wider > thinner  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="says by itself what it is"):
+        evaluate(data, student=str(tmp_path), arguments={"depth": 1})
 
 
 def test_gflops__count_two_for_each_multiply_add(tmp_path: Path) -> None:
