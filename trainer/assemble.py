@@ -90,13 +90,19 @@ class Assembler:
 
     def _target(self, name: str, grid: int, blocks: Sequence[tuple[Block, int]]) -> Target:
         info, count = self._teachers[name], max(1, len(blocks))
-        tokens = self._zeros((count, grid**2, info.patch_width), torch.float16)
+        tokens = self._room(count, (grid**2, info.patch_width), blocks)
         gather(tokens, [(block.sets[name].tokens, row) for block, row in blocks])
         cls = None
         if info.cls_width is not None:
-            cls = self._zeros((count, info.cls_width), torch.float16)
+            cls = self._room(count, (info.cls_width,), blocks)
             gather(cls, [(block.sets[name].cls, row) for block, row in blocks])
         return Target(grid=grid, tokens=tokens, cls=cls)
+
+    def _room(self, count: int, shape: tuple[int, ...], rows: Sequence[object]) -> Tensor:
+        """For as many rows; zeros only where none will be copied in, because they cost a write."""
+        if not rows:
+            return self._zeros((count, *shape), torch.float16)
+        return torch.empty((count, *shape), dtype=torch.float16, pin_memory=self._pin)
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=self._pin)

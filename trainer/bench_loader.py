@@ -1,20 +1,25 @@
-"""Reading rate of the cache reader, beside a raw ranged read of the same bytes and tensorstore.
+"""Reading rates: the block reader and the stream, beside a raw ranged read of the same bytes.
 
-One set of an existing cache, whole blocks in a shuffled order, page cache warm, on one thread and
-on all cores. The raw read fetches each block's bytes with one ranged read and does nothing else:
-what a perfect reader would reach. tensorstore checks the same checksums; it has no commits, keys or
-CLS to match, and is the reader that would be used if ours were not better.
+One set of an existing cache, on a disk or on S3, all readers in turn in each repeat, on one thread
+and on all cores. The raw read fetches each block's bytes with one ranged read and does nothing
+else: what a perfect reader would reach. tensorstore, on a disk, checks the same checksums; it has
+no commits, keys or CLS to match. The stream makes batches in an epoch's order; with pictures each
+row's view is decoded and replayed as well. Every run opens the cache anew, so that indices and CLS
+tables are read again; `cold` begins without a byte of the cache in memory.
 """
 
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import tensorstore
 
+from infra.page_cache import evict, files_below
 from infra.store import open_store
 from infra.terminal import Terminal
 from schemas import shard
@@ -23,80 +28,210 @@ from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
 from schemas.options import BenchOptions
 from trainer.cache import CacheReader
+from trainer.stream import CacheStream
 
+BATCH = 64
+PICTURE_ROWS = 512
+"""Of which the rate with pictures is taken: decoding takes a hundred times as long as reading."""
+RESIDENT = 0.01
+"""Share of a cache's bytes in memory up to which it counts as cold."""
 Read = Callable[[int], object]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is read."""
+
+    options: BenchOptions
+    cache: str
+    path: SetPath
+    blocks: Sequence[int]
+    """In a shuffled order."""
+    rows: int
+
+    @property
+    def is_local(self) -> bool:
+        return not self.cache.startswith("s3://")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one run."""
+
+    rows_per_s: float
+    cpu_us_per_row: float
+    """Of all threads: what hardly changes when other programs have the cores."""
+
+
+class Clock:
+    """Begins to count when it is made."""
+
+    def __init__(self) -> None:
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+
+    def rate(self, rows: int) -> Rate:
+        cpu = time.process_time() - self._cpu
+        return Rate(rows / (time.perf_counter() - self._start), cpu / rows * 1e6)
+
+
+Timed = Callable[[Case, int], Rate]
+"""(what, threads) -> how fast."""
+
+
 def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]]:
-    """Interleaved repeats of every reader. Raises ConfigError without a local `cache`."""
-    if options.cache is None:
-        raise ConfigError("bench loader reads a cache that is there: name it with --cache")
-    name = options.teacher
-    reader = CacheReader(options.cache, teachers={name: options.grid})
-    path = reader.sets[name]
-    blocks = np.random.default_rng(0).permutation(len(reader.covered(0))).tolist()
-    readers: dict[str, Callable[[int], Read]] = {
-        "raw": lambda threads: _raw(options.cache or "", path),
-        "ours": lambda threads: lambda block: reader.read_block(0, block),
-        "tensorstore": lambda threads: _tensorstore(options.cache or "", path, threads),
-    }
-    rows = min(reader.generations[0].rows, len(blocks) * BLOCK_ROWS)
+    """Interleaved repeats of every reader. Raises ConfigError without a `cache`."""
+    case = _case(options)
     results: list[dict[str, object]] = []
-    for threads in sorted({1, os.cpu_count() or 1}):
-        rates: dict[str, list[float]] = {label: [] for label in readers}
-        for _ in range(options.repeats + 1):
-            for label, make in readers.items():
-                rates[label].append(rows / _seconds(make(threads), blocks, threads))
-        raw = statistics.median(rates["raw"][1:])
-        for label, values in rates.items():
-            rate = statistics.median(values[1:])  # the first warms the page cache
-            results.append(
-                {
-                    "case": f"{name} grid {path.grid}, {rows} rows, warm",
-                    "reader": label,
-                    "threads": threads,
-                    "rows_per_s": round(rate),
-                    "share_of_raw": round(rate / raw, 3),
-                    "min_max": [round(min(values[1:])), round(max(values[1:]))],
-                }
-            )
+    for state in ("warm", "cold") if case.is_local else ("s3",):
+        for threads in sorted({1, os.cpu_count() or 1}):
+            rates: dict[str, list[Rate]] = {}
+            for repeat in range(options.repeats + 1):
+                for name, timed in _readers(case).items():
+                    if state == "cold":
+                        _make_cold(case)
+                    rates.setdefault(name, []).append(timed(case, threads))
+                terminal.say(f"{state}, {threads} threads: repeat {repeat} of {options.repeats}")
+            results += _rows_of(case, state, threads, rates)
     return results
 
 
-def _seconds(read: Read, blocks: Sequence[int], threads: int) -> float:
+def _case(options: BenchOptions) -> Case:
+    if options.cache is None:
+        raise ConfigError("bench loader reads a cache that is there: name it with --cache")
+    name = options.teacher
+    reader = CacheReader(options.cache, teachers={name: options.grid}, store=options.store)
+    path = next(iter(reader.sets[name].values()))
+    plan = reader.generations[0]
+    covered = np.flatnonzero(reader.covered(plan))
+    blocks = np.random.default_rng(0).permutation(covered).tolist()
+    rows = sum(min(BLOCK_ROWS, plan.rows - block * BLOCK_ROWS) for block in blocks)
+    return Case(options, options.cache, path, blocks, rows)
+
+
+def _readers(case: Case) -> dict[str, Timed]:
+    readers: dict[str, Timed] = {"raw": _raw, "blocks": _blocks, "stream": _stream}
+    if case.is_local:
+        readers["tensorstore"] = _tensorstore
+    if case.options.pixels:
+        readers["stream with pictures"] = _stream_with_pictures
+    return readers
+
+
+def _rows_of(
+    case: Case, state: str, threads: int, rates: dict[str, list[Rate]]
+) -> list[dict[str, object]]:
+    """What is written down; the first repeat of each reader is not counted."""
+    counted = {name: values[1:] for name, values in rates.items()}
+    shares = {
+        name: [one.rows_per_s / raw.rows_per_s for one, raw in zip(values, counted["raw"])]
+        for name, values in counted.items()
+    }
+    return [
+        {
+            "case": f"{case.options.teacher} grid {case.path.grid}, {case.rows} rows, {state}",
+            "reader": name,
+            "threads": threads,
+            "rows_per_s": round(statistics.median(rate.rows_per_s for rate in values)),
+            "min_max": [round(of(rate.rows_per_s for rate in values)) for of in (min, max)],
+            "share_of_raw": round(statistics.median(shares[name]), 3),
+            "shares": [round(share, 3) for share in shares[name]],
+            "cpu_us_per_row": round(statistics.median(rate.cpu_us_per_row for rate in values), 1),
+        }
+        for name, values in counted.items()
+    ]
+
+
+def _make_cold(case: Case) -> None:
+    left = evict(files_below(case.cache))
+    if left > RESIDENT:
+        raise ConfigError(
+            f"{case.cache}: {left:.0%} of it stays in the page cache, so nothing cold can be "
+            "measured; another process has it mapped, or its file system is in memory"
+        )
+
+
+def _rate(case: Case, read: Read, threads: int) -> Rate:
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read, blocks[:threads]))
-        start = time.perf_counter()
-        for _ in pool.map(read, blocks):
+        list(pool.map(abs, range(threads)))  # starts the threads
+        clock = Clock()
+        for _ in pool.map(read, case.blocks):
             pass
-        return time.perf_counter() - start
+        return clock.rate(case.rows)
 
 
-def _raw(cache: str, path: SetPath) -> Read:
-    store = open_store(cache)
-    metadata = store.get(path.array(0))
+def _raw(case: Case, threads: int) -> Rate:
+    store = open_store(case.cache, case.options.store)
+    metadata = store.get(case.path.array(0))
     per_shard = shard.rows_per_shard_of(metadata)
-    _, tokens, channels = shard.shape_of(metadata)
+    rows, tokens, channels = shard.shape_of(metadata)
     chunk = tokens * channels * 2 + shard.CRC_BYTES
     head = shard.index_bytes(per_shard)
+    keys = [case.path.tokens(0, number) for number in range(-(-rows // per_shard))]
 
     def read(block: int) -> object:
         number, inside = divmod(block * BLOCK_ROWS, per_shard)
         start = head + inside * chunk
-        return store.get_range(path.tokens(0, number), start, start + BLOCK_ROWS * chunk)
+        return store.get_range(keys[number], start, start + BLOCK_ROWS * chunk)
 
-    return read
+    return _rate(case, read, threads)
 
 
-def _tensorstore(cache: str, path: SetPath, threads: int) -> Read:
-    folder = path.array(0).removesuffix("/zarr.json")
+def _blocks(case: Case, threads: int) -> Rate:
+    grids = {case.options.teacher: case.options.grid}
+    reader = CacheReader(case.cache, teachers=grids, store=case.options.store)
+    return _rate(case, lambda block: reader.read_block(0, block), threads)
+
+
+def _stream(case: Case, threads: int) -> Rate:
+    """From before the first batch to the end of the epoch."""
+    stream = _opened(case, threads, None)
+    clock = Clock()
+    return clock.rate(sum(_epoch(stream)))
+
+
+def _stream_with_pictures(case: Case, threads: int) -> Rate:
+    """From the first batch to so many rows; the picture files themselves are never cold."""
+    counts = _epoch(_opened(case, threads, case.options.pixels))
+    with closing(counts):
+        next(counts)
+        clock, rows = Clock(), 0
+        for count in counts:
+            rows += count
+            if rows >= PICTURE_ROWS:
+                break
+        return clock.rate(rows)
+
+
+def _opened(case: Case, threads: int, pixels: int | None) -> CacheStream:
+    return CacheStream(
+        case.cache,
+        teachers={case.options.teacher: case.options.grid},
+        pixels=pixels,
+        batch_size=BATCH,
+        threads=threads,
+        store=case.options.store,
+    )
+
+
+def _epoch(stream: CacheStream) -> Generator[int, None, None]:
+    """Rows of each batch of the first epoch."""
+    with closing(iter(stream)) as batches:
+        for batch in batches:
+            yield len(batch.rows)
+            if batch.state["epoch"]:
+                return
+
+
+def _tensorstore(case: Case, threads: int) -> Rate:
+    folder = case.path.array(0).removesuffix("/zarr.json")
+    limit = {"limit": threads}
     array = tensorstore.open(
-        {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{cache}/{folder}/"}},
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{case.cache}/{folder}/"}},
         context=tensorstore.Context(
             {
                 "cache_pool": {"total_bytes_limit": 0},
-                "data_copy_concurrency": {"limit": threads},
-                "file_io_concurrency": {"limit": threads},
+                "data_copy_concurrency": limit,
+                "file_io_concurrency": limit,
             }
         ),
         open=True,
@@ -108,4 +243,4 @@ def _tensorstore(cache: str, path: SetPath, threads: int) -> Read:
         first = block * BLOCK_ROWS
         return array[first : min(rows, first + BLOCK_ROWS)].read().result()
 
-    return read
+    return _rate(case, read, threads)

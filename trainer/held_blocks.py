@@ -41,19 +41,27 @@ class HeldBlocks:
     def read(self, drawn: Drawn) -> tuple[list[Row], int]:
         """Begin to read what a batch needs and is not here; its rows, and the bytes begun."""
         rows, size = [], 0
-        served: dict[int, Whole] = {}
+        found: dict[int, tuple[Future[Block], int, Whole]] = {}
         for block, place in zip(drawn.rows.blocks.tolist(), drawn.rows.places.tolist()):
-            where, key = self._serving.place(block), (block, drawn.choice)
-            if key not in self._held:
-                again = self._needed_again(drawn, block)
-                self._held[key] = self._pool.submit(self._read, where, drawn.choice, again)
-                size += self._sizes[drawn.choice]
-            if block not in served:
-                served[block] = self._serving.rows(where, drawn.epoch)
-            self._held.move_to_end(key)
-            rows.append(Row(self._held[key], where.generation, int(served[block][place])))
+            if block not in found:
+                where = self._serving.place(block)
+                future, begun = self._get(drawn, block, where)
+                found[block] = future, where.generation, self._serving.rows(where, drawn.epoch)
+                size += begun
+            future, generation, served = found[block]
+            rows.append(Row(future, generation, int(served[place])))
         self._let_go(drawn)
         return rows, size
+
+    def _get(self, drawn: Drawn, block: int, where: Place) -> tuple[Future[Block], int]:
+        """A block, and the bytes that are being read for it from now on."""
+        key, begun = (block, drawn.choice), 0
+        if key not in self._held:
+            again = self._needed_again(drawn, block)
+            self._held[key] = self._pool.submit(self._read, where, drawn.choice, again)
+            begun = self._sizes[drawn.choice]
+        self._held.move_to_end(key)
+        return self._held[key], begun
 
     def _read(self, where: Place, choice: int, needed_again: int) -> Block:
         disk = self._reader.disk
