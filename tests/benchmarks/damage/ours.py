@@ -72,7 +72,7 @@ def _file(folder: Path, key: str) -> File:
 
 def truth(folder: Path, run: int) -> Iterator[Row]:
     reader = CacheReader(str(folder))
-    for number in range(len(reader.covered(0))):
+    for number in range(len(reader.covered(reader.generations[0]))):
         block = reader.read_block(0, number)
         said = block.sets["t"]
         yield from enumerate(map(_joined, said.tokens, said.cls), block.first_row + FIRST_KEY)

@@ -56,7 +56,7 @@ def test_process__the_size_of_shards_changes_no_number(tmp_path: Path, source: P
         verified = verify_here(cache)
         assert (verified.status, verified.result["ok"]) == (0, IMAGES * VIEWS)
         readers.append(CacheReader(str(cache)))
-    for block in range(len(readers[0].covered(0))):
+    for block in range(len(readers[0].covered(readers[0].generations[0]))):
         first, second = (reader.read_block(0, block) for reader in readers)
         assert first.plan.equals(second.plan)
         for name, part in first.sets.items():
