@@ -9,13 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import (
-    PlanReader,
-    get_checked,
-    is_record_of,
-    is_superseded,
-    read_teacher,
-)
+from infra.catalog import get_checked, is_record_of, is_superseded, read_teacher
+from infra.plan_reader import PlanReader
 from infra.store import ObjectStore
 from pipeline.publish import read_commit
 from schemas import layout, shard, tables

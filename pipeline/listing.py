@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader, is_superseded
+from infra.catalog import Catalog, is_superseded
+from infra.plan_reader import PlanReader
 from infra.sources import Source
 from pipeline.job import Excused
 from schemas.errors import ConfigError

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infra.catalog import PlanReader
 from infra.pixels.views import draws_of_row
+from infra.plan_reader import PlanReader
 from pipeline.job import CalibrationTask, Excused, FeatureSet, SpanTask
 from pipeline.pictures import Order
 from schemas.spans import Span, span_of

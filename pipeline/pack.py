@@ -15,9 +15,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog
 from infra.command import Outcome
 from infra.entry import is_picture
+from infra.plan_reader import PlanReader
 from infra.sources import Source, open_source
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal, human_bytes

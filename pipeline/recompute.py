@@ -13,9 +13,10 @@ from itertools import groupby, islice, repeat
 
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader, Snapshot, read_teacher
+from infra.catalog import Catalog, Snapshot, read_teacher
 from infra.devices import pick_device
 from infra.pixels.decode import silence_pillow
+from infra.plan_reader import PlanReader
 from infra.sources import Source, open_source
 from infra.terminal import Meter, Terminal
 from pipeline.bad_rows import sets_named

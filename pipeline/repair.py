@@ -6,8 +6,9 @@ names. Shards are computed again (pipeline/writer.py); the records beside them a
 
 from collections.abc import Sequence
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog
 from infra.devices import pick_device
+from infra.plan_reader import PlanReader
 from infra.store import ObjectStore
 from infra.terminal import Terminal
 from pipeline.checks import Findings, Line, check_set

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import PlanReader, is_superseded
+from infra.catalog import is_superseded
 from infra.pixels.views import Draws, draws_of_row
+from infra.plan_reader import PlanReader
 from infra.store import ObjectStore
 from pipeline.bad_rows import cls_table
 from pipeline.checks import Line

@@ -4,8 +4,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from infra.catalog import FEW_GROUPS, Catalog, PlanReader
+from infra.catalog import Catalog
 from infra.command import Outcome
+from infra.plan_reader import FEW_GROUPS, PlanReader
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
 from pipeline.checks import Findings, Line, check_object, check_set, check_span

@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from infra.catalog import FEW_GROUPS, PlanReader
 from infra.devices import synchronise
 from infra.pixels.decode import silence_pillow
 from infra.pixels.views import Pixels
+from infra.plan_reader import FEW_GROUPS, PlanReader
 from infra.redact import printable
 from infra.sources import open_source
 from infra.store import open_store

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.catalog import Catalog, PlanReader, is_superseded
+from infra.catalog import Catalog, is_superseded
+from infra.plan_reader import PlanReader
 from infra.redact import printable
 from infra.store import FROM_ENVIRONMENT, open_store
 from schemas.errors import CacheError, ConfigError

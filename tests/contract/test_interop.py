@@ -14,7 +14,8 @@ import pytest
 import tensorstore
 import zarr
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog
+from infra.plan_reader import PlanReader
 from infra.store import open_store
 from schemas.names import BLOCK_ROWS
 from tests.builders import ROOT

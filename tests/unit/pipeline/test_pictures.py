@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from infra.catalog import PlanReader
 from infra.entry import Entry
 from infra.pixels.decode import decode
 from infra.pixels.views import draw, draw_columns, pixels_digest, see
+from infra.plan_reader import PlanReader
 from infra.store import MemoryStore
 from pipeline import pictures
 from pipeline.orders import orders_of_span

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog
 from infra.entry import Entry
+from infra.plan_reader import PlanReader
 from infra.store import MemoryStore
 from pipeline.planning import grow_plan, open_or_create_cache, order_key, span_images
 from schemas.errors import ConfigError

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from infra.catalog import PlanReader
+from infra.plan_reader import PlanReader
 from infra.store import MemoryStore
 from pipeline.sample import choose
 from schemas import tables

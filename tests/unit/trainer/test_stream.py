@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from infra.catalog import Catalog, PlanReader
+from infra.catalog import Catalog
+from infra.plan_reader import PlanReader
 from infra.store import open_store
 from schemas import shard
 from tests.caches import read_table
