@@ -114,6 +114,7 @@ def test_extract__driver_killed_half_way(job: Killed, expected: dict[str, Array]
     assert verify_here(job.cache).status == 0
 
 
+@pytest.mark.slow
 def test_extract__a_worker_killed_half_way(job: Killed, expected: dict[str, Array]) -> None:
     with start(*job.words) as process:
         job.wait_for_commits(4)

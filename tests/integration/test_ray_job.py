@@ -102,6 +102,7 @@ def test_extract__as_a_ray_job(cluster: Cluster, tmp_path: Path) -> None:
     assert_same(contents(LocalStore(tmp_path / "cache")), here)
 
 
+@pytest.mark.slow
 def test_extract__beside_a_cluster_starts_its_own(cluster: Cluster, tmp_path: Path) -> None:
     """Without RAY_ADDRESS whatever cluster runs here is somebody else's."""
     values = settings(tmp_path / "cache", pictures(tmp_path / "pictures", 3))

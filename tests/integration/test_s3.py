@@ -211,7 +211,11 @@ def test_source__that_is_lost_once_it_is_open(
     assert "s1gn4ture" not in f"{reading.value} {listing.value}"
 
 
-@pytest.mark.parametrize("wrong", REASONS)
+@pytest.mark.parametrize(
+    "wrong",
+    # The libraries try a closed port again for 20 s.
+    [pytest.param(wrong, marks=[pytest.mark.slow] * (wrong == "endpoint")) for wrong in REASONS],
+)
 def test_extract__with_pictures_that_cannot_be_reached(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
 ) -> None:
