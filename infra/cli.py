@@ -52,6 +52,11 @@ COMMANDS = {
         "schemas.options:EvaluateOptions",
         "Measure a student on labelled pictures: k-NN on its CLS vector.",
     ),
+    "export": Command(
+        "trainer.export:run",
+        "schemas.options:ExportOptions",
+        "Write a student as one file that timm or EUPE's own code loads, once it was read back.",
+    ),
     "bench": Command(
         "infra.bench:run",
         "schemas.options:BenchOptions",

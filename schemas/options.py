@@ -98,6 +98,23 @@ class EvaluateOptions(StrictModel):
     batch_size: int = Field(64, ge=1)
 
 
+def _weights_file(path: str) -> str:
+    if not path.endswith((".safetensors", ".pth")):
+        raise ValueError("ends in .safetensors or .pth, which says how it is written")
+    return path
+
+
+class ExportOptions(StrictModel):
+    student: str = Field(min_length=1)
+    """A run, or one of its checkpoints."""
+    to: Literal["timm", "eupe"]
+    """Whose names its tensors get: `timm` is for `timm.create_model(checkpoint_path=...)`, `eupe`
+    for the code of EUPE's authors and all that reads their files."""
+    out: Annotated[str, AfterValidator(_weights_file)]
+    """The file, PATH.safetensors or PATH.pth; one that is there is replaced. EUPE's own code reads
+    .pth alone."""
+
+
 class BenchOptions(StrictModel):
     what: Literal["extract", "loader", "memory", "train"]
     """Which measurement."""
