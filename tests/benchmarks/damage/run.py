@@ -7,7 +7,6 @@ copy, and the copy is read in the format's normal way. See `outcome_of` for what
 """
 
 import argparse
-import datetime
 import json
 import shutil
 import subprocess
@@ -24,8 +23,8 @@ from tests.benchmarks.damage.cases import Case, Written, cases, every_byte
 from tests.benchmarks.damage.formats import FORMATS, Format, python_of
 from tests.benchmarks.damage.peer import File
 from tests.benchmarks.damage.tables import OUTCOMES, markdown
+from tests.benchmarks.peers import ROOT, append, parser_of
 
-ROOT = Path(__file__).resolve().parents[3]
 WRITE_SECONDS = 300
 EXAMPLE = 300
 """Characters of an example."""
@@ -95,26 +94,14 @@ def main() -> None:
         if options.peer and form.name not in options.peer:
             continue
         rows += measure(form, options)
-    made = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
-        "commit": commit(),
-        "hardware": hardware(),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as file:
-        for row in rows:
-            file.write(json.dumps({**row, **made}) + "\n")
+    append(options.out, rows, {"commit": commit(), "hardware": hardware()})
     print(markdown(rows))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = parser_of(__doc__, "damage.jsonl")
     names = [form.name for form in FORMATS]
     parser.add_argument("--peer", nargs="+", choices=names, help="these formats alone")
-    results = Path(__file__).parents[1] / "results" / "damage.jsonl"
-    parser.add_argument("--out", type=Path, default=results, help="rows are appended to this file")
-    environments = ROOT / "runs" / "peers"
-    parser.add_argument("--environments", type=Path, default=environments, help="of the formats")
     parser.add_argument("--places", type=int, default=64, help="bytes of a kind to flip")
     parser.add_argument(
         "--every-byte", action="store_true", help="of index and records; no other damage"

@@ -37,14 +37,14 @@ def _joined(shape: tuple[int, ...], items: list[dict[str, Any]]) -> tuple[Any, A
     return np.array([item["row"] for item in items]), tokens, np.stack(cls)
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
     dataset = litdata.StreamingDataset(str(folder), shuffle=True, seed=seed)
     collate = partial(_joined, truth.tokens.shape[1:])
     loader = litdata.StreamingDataLoader(
         dataset, batch_size=BATCH, num_workers=workers, collate_fn=collate
     )
-    for batch in loader:
-        yield Batch(*batch)
+    while True:
+        yield (Batch(*batch) for batch in loader)
 
 
 if __name__ == "__main__":

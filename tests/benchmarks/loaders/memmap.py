@@ -32,8 +32,8 @@ class Batches(Dataset[tuple[torch.Tensor, ...]]):
         return tuple(torch.from_numpy(np.asarray(part)) for part in parts)
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
-    yield from as_they_come(Batches(truth, seed), workers)
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
+    return as_they_come(Batches(truth, seed), workers)
 
 
 if __name__ == "__main__":

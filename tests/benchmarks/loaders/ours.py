@@ -9,22 +9,28 @@ from pathlib import Path
 
 from tests.benchmarks.loaders.peer import BATCH, Batch, Rows, serve
 from trainer import CacheStream
+from trainer.batch import Batch as Served
 
 
 def write(truth: Rows, folder: Path) -> None:
     pass
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
     stream = CacheStream(
         str(folder), pixels=None, batch_size=BATCH, threads=max(1, workers), seed=seed
     )
     with closing(iter(stream)) as batches:
-        for batch in batches:
-            (target,) = batch.targets.values()
-            yield Batch(batch.rows, target.tokens, target.cls)
-            if batch.state["epoch"]:
-                return
+        while True:
+            yield _epoch(batches)
+
+
+def _epoch(batches: Iterator[Served]) -> Iterator[Batch]:
+    for batch in batches:
+        (target,) = batch.targets.values()
+        yield Batch(batch.rows, target.tokens, target.cls)
+        if batch.state["epoch"] != batch.epoch:
+            return
 
 
 if __name__ == "__main__":

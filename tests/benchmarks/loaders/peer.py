@@ -1,8 +1,9 @@
 """What every loader's process shares: the rows, and the clock.
 
 Runs in the environments of others, so it needs numpy and the standard library alone. A process
-does one thing, writing the rows or reading them all once, and prints one line of JSON: no cache of
-one reading helps the next.
+does one thing, writing the rows or reading an epoch of them, and prints one line of JSON. Which
+epoch is asked for: the first finds nothing in the process, not even the memory that it will fill;
+the second is what all further ones are like.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +67,8 @@ class Batch(NamedTuple):
 
 
 Write = Callable[[Rows, Path], None]
-Read = Callable[[Path, Rows, int, int], Iterator[Batch]]
-"""(folder, truth, workers, seed) -> every row once, shuffled, in batches."""
+Read = Callable[[Path, Rows, int, int], Iterator[Iterator[Batch]]]
+"""(folder, truth, workers, seed) -> epoch after epoch: every row once, shuffled, in batches."""
 
 
 def serve(write: Write, read: Read, packages: Sequence[str]) -> None:
@@ -75,7 +77,7 @@ def serve(write: Write, read: Read, packages: Sequence[str]) -> None:
     parser.add_argument("do", choices=["write", "read"])
     for name in ("folder", "truth"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("workers", "seed"):
+    for name in ("workers", "seed", "epoch"):
         parser.add_argument(f"--{name}", type=int, default=0)
     options, _ = parser.parse_known_args()
     truth = Rows(options.truth)
@@ -91,11 +93,16 @@ def serve(write: Write, read: Read, packages: Sequence[str]) -> None:
 
 
 def _timed(read: Read, truth: Rows, options: argparse.Namespace) -> dict[str, object]:
-    """From the call that opens the data to the last row; imports are not counted."""
+    """From the call that opens the data, or the end of the epoch before, to the last row; imports
+    are not counted."""
     served: list[Any] = []
     first = None
     start, cpu = time.perf_counter(), _cpu_seconds()
-    for batch in read(options.folder, truth, options.workers, options.seed):
+    epochs = read(options.folder, truth, options.workers, options.seed)
+    for _ in range(options.epoch):
+        deque(next(epochs), maxlen=0)
+        start, cpu = time.perf_counter(), _cpu_seconds()
+    for batch in next(epochs):
         if first is None:
             first = time.perf_counter() - start
         served.append(batch.rows)

@@ -3,16 +3,13 @@
     python -m tests.benchmarks.loaders.run --cache C [--peer NAME ...] [--environments FOLDER]
 
 The rows of one set of a local cache are copied out of it, and each format writes them in its own
-way. Then every repeat reads all formats in turn, each in a process of its own, warm and cold, with
-no workers and with two.
+way. Then every repeat reads all formats in turn, each in a process of its own, with no workers and
+with two: cold, the first epoch without a byte of the format in memory; warm, a second epoch.
 """
 
 import argparse
-import datetime
-import json
 import shutil
 import statistics
-import subprocess
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -23,11 +20,11 @@ import numpy as np
 from infra.page_cache import evict, files_below
 from infra.provenance import commit, hardware
 from schemas.names import BLOCK_ROWS
-from tests.benchmarks.damage.formats import Format, python_of
+from tests.benchmarks.damage.formats import Format
 from tests.benchmarks.loaders.formats import FORMATS
+from tests.benchmarks.peers import append, parser_of, told_by
 from trainer.cache import CacheReader
 
-ROOT = Path(__file__).resolve().parents[3]
 WORKERS = (0, 2)
 RESIDENT = 0.01
 """Share of a format's bytes in memory up to which it counts as cold."""
@@ -38,8 +35,7 @@ Runs = dict[tuple[str, str, int], list[dict[str, float]]]
 def main() -> None:
     options = _options()
     forms = [form for form in FORMATS if not options.peer or form.name in options.peer]
-    options.environments.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Any] = {"commit": commit(), "hardware": hardware()}
+    made = {"commit": commit(), "hardware": hardware()}
     with tempfile.TemporaryDirectory(prefix="loaders-", dir=options.scratch) as scratch:
         count = _write_truth(options.cache, Path(scratch) / "truth")
         versions: dict[str, dict[str, Any]] = {}
@@ -52,23 +48,16 @@ def main() -> None:
     rows = [
         {**row, "rows": count, "versions": versions[str(row["reader"])]} for row in _rows_of(runs)
     ]
-    made["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    with options.out.open("a") as file:
-        for row in rows:
-            file.write(json.dumps({**row, **made}) + "\n")
+    append(options.out, rows, made)
     print(_table(rows))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = parser_of(__doc__, "loader.jsonl")
     names = [form.name for form in FORMATS]
     parser.add_argument("--cache", required=True, help="folder of a cache with one set")
     parser.add_argument("--peer", nargs="+", choices=names, help="these formats alone")
     parser.add_argument("--repeats", type=int, default=3)
-    results = Path(__file__).parents[1] / "results" / "loader.jsonl"
-    parser.add_argument("--out", type=Path, default=results, help="rows are appended to this file")
-    environments = ROOT / "runs" / "peers"
-    parser.add_argument("--environments", type=Path, default=environments, help="of the formats")
     parser.add_argument("--scratch", type=Path, help="where the formats are written")
     return parser.parse_args()
 
@@ -102,9 +91,8 @@ def _repeat(
                 folder = _folder(form, options, scratch)
                 if state == "cold" and (left := evict(files_below(str(folder)))) > RESIDENT:
                     raise RuntimeError(f"{form.name}: {left:.0%} stays in the page cache")
-                if state == "warm" and repeat == 0 and workers == WORKERS[0]:
-                    _ask(form, options, scratch, "read")  # brings every byte into memory
-                told = _ask(form, options, scratch, "read", workers=workers, seed=repeat)
+                numbers = {"workers": workers, "seed": repeat, "epoch": int(state == "warm")}
+                told = _ask(form, options, scratch, "read", **numbers)
                 runs[form.name, state, workers].append(told)
                 rate = told["whole_rows_per_s"]
                 print(f"{repeat} {state} {workers} {form.name}: {rate:.0f} rows/s", flush=True)
@@ -122,17 +110,10 @@ def _ask(
     folder = _folder(form, options, scratch)
     if do == "write" and form.module == "zarr_python" and folder.exists():
         shutil.rmtree(folder)  # both ways read one array, and each reports its versions
-    command = [python_of(form, options.environments), "-m", f"{__package__}.{form.module}", do]
-    command += ["--folder", folder, "--truth", f"{scratch}/truth", *form.arguments]
-    command += [word for name, number in numbers.items() for word in (f"--{name}", number)]
+    words = [do, "--folder", folder, "--truth", f"{scratch}/truth", *form.arguments]
+    words += [word for name, number in numbers.items() for word in (f"--{name}", number)]
     log = options.environments / f"loader-{form.module}.log"
-    with log.open("a") as errors:
-        told = subprocess.run(
-            list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, check=False
-        )
-    if told.returncode:
-        raise RuntimeError(f"{form.name} could not {do}; {log} tells why")
-    return dict(json.loads(told.stdout))
+    return told_by(form, f"{__package__}.{form.module}", words, log)
 
 
 def _rows_of(runs: Runs) -> list[dict[str, object]]:

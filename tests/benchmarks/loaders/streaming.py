@@ -25,13 +25,14 @@ def write(truth: Rows, folder: Path) -> None:
             sink.write({"row": row, "tokens": tokens, "cls": cls})
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
     clean_stale_shared_memory()
     dataset = StreamingDataset(
         local=str(folder), shuffle=True, shuffle_seed=seed, batch_size=BATCH, num_canonical_nodes=1
     )
-    for item in DataLoader(dataset, batch_size=BATCH, num_workers=workers):
-        yield Batch(item["row"], item["tokens"], item["cls"])
+    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers)
+    while True:
+        yield (Batch(item["row"], item["tokens"], item["cls"]) for item in loader)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,14 @@ def write(truth: Rows, folder: Path) -> None:
     np.save(folder / "cls.npy", truth.cls)
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
     tokens = ts.open(_spec(folder, "tokens"), read=True).result()
     cls = np.load(folder / "cls.npy")
-    order = np.random.default_rng(seed).permutation(len(cls))
-    for rows in np.array_split(order, np.arange(BATCH, len(order), BATCH)):
-        yield Batch(rows, tokens.oindex[rows].read().result(), cls[rows])
+    generator = np.random.default_rng(seed)
+    while True:
+        order = generator.permutation(len(cls))
+        batches = np.array_split(order, np.arange(BATCH, len(order), BATCH))
+        yield (Batch(rows, tokens.oindex[rows].read().result(), cls[rows]) for rows in batches)
 
 
 if __name__ == "__main__":

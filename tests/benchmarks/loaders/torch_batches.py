@@ -8,13 +8,15 @@ from torch.utils.data import DataLoader
 from tests.benchmarks.loaders.peer import BATCH, Batch
 
 
-def collated(dataset: Any, workers: int, loader: Any = DataLoader) -> Iterator[Batch]:
+def collated(dataset: Any, workers: int, loader: Any = DataLoader) -> Iterator[Iterator[Batch]]:
     """Of a data set of (row, tokens, cls), put together as torch does by default."""
-    for rows, tokens, cls in loader(dataset, batch_size=BATCH, num_workers=workers):
-        yield Batch(rows, tokens, cls)
+    batches = loader(dataset, batch_size=BATCH, num_workers=workers)
+    while True:
+        yield (Batch(*batch) for batch in batches)
 
 
-def as_they_come(dataset: Any, workers: int) -> Iterator[Batch]:
+def as_they_come(dataset: Any, workers: int) -> Iterator[Iterator[Batch]]:
     """Of a data set that yields whole batches."""
-    for rows, tokens, cls in DataLoader(dataset, batch_size=None, num_workers=workers):
-        yield Batch(rows, tokens, cls)
+    batches = DataLoader(dataset, batch_size=None, num_workers=workers)
+    while True:
+        yield (Batch(*batch) for batch in batches)

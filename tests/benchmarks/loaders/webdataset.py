@@ -24,10 +24,10 @@ def _row(sample: dict[str, Any]) -> tuple[int, Any, Any]:
     return int(sample["__key__"]), sample["tokens.npy"], sample["cls.npy"]
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=seed).shuffle(BUFFER)
-    yield from collated(dataset.decode().map(_row), workers, wds.WebLoader)
+    return collated(dataset.decode().map(_row), workers, wds.WebLoader)
 
 
 if __name__ == "__main__":

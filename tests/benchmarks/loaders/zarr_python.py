@@ -59,8 +59,8 @@ class Batches(IterableDataset[tuple[Any, Any, Any]]):
                 yield first + inside, shard[inside], cls[first + inside]
 
 
-def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Batch]:
-    yield from as_they_come(Batches(folder, len(truth.tokens), seed), workers)
+def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
+    return as_they_come(Batches(folder, len(truth.tokens), seed), workers)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ an epoch. Each of lightly-train's steps sees a view it draws itself; ours the on
 """
 
 import argparse
-import datetime
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,10 @@ from pipeline.extract import run as extract
 from schemas.extract_config import ExtractConfig
 from schemas.options import BenchOptions
 from schemas.strict import parse
-from tests.benchmarks.damage.formats import Format, python_of
+from tests.benchmarks.damage.formats import Format
+from tests.benchmarks.peers import append, parser_of, told_by
 from trainer.bench_train import TrainBench, config_of
 
-ROOT = Path(__file__).resolve().parents[3]
 GRID = 16
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 LIGHTLY = Format(
@@ -64,14 +61,18 @@ def main() -> None:
             theirs.append(_lightly(options, pictures))
             ours.append(bench.run(options.steps))
             print(json.dumps({"lightly-train": theirs[-1], "ours": ours[-1]}), flush=True)
-    row = _row(options, told, ours, theirs)
-    with options.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    made = {
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": {**versions(), **dict(each.split("==") for each in LIGHTLY.requirements[:1])},
+        "threads": torch.get_num_threads(),
+    }
+    (row,) = append(options.out, [_row(options, told, ours, theirs)], made)
     print(json.dumps(row, indent=1))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = parser_of(__doc__, "online.jsonl")
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--limit", type=int, default=128, help="photographs that are taken of it")
     parser.add_argument("--student", default="vit_tiny_patch16_224", help="one of timm's")
@@ -80,10 +81,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    results = Path(__file__).parents[1] / "results" / "online.jsonl"
-    parser.add_argument("--out", type=Path, default=results, help="the row is appended to it")
-    environments = ROOT / "runs" / "peers"
-    parser.add_argument("--environments", type=Path, default=environments, help="of lightly-train")
     parser.add_argument("--scratch", type=Path, help="where the cache is written")
     return parser.parse_args()
 
@@ -114,8 +111,6 @@ def _training(options: argparse.Namespace, cache: str) -> Any:
 
 def _lightly(options: argparse.Namespace, pictures: Path) -> dict[str, float]:
     """Seconds of a step and of the teacher's forward in it."""
-    options.environments.mkdir(parents=True, exist_ok=True)
-    command = [python_of(LIGHTLY, options.environments), "-m", f"{__package__}.lightly"]
     asked = {
         "images": pictures,
         "student": options.student,
@@ -125,21 +120,14 @@ def _lightly(options: argparse.Namespace, pictures: Path) -> dict[str, float]:
         "batch": options.batch,
         "steps": options.steps,
     }
-    command += [word for name, value in asked.items() for word in (f"--{name}", value)]
-    log = options.environments / "lightly.log"
-    with log.open("a") as errors:
-        told = subprocess.run(
-            list(map(str, command)),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            check=False,
-            # Idle threads that spin take the cores from whatever else there is; ours do not.
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-    if told.returncode:
-        raise RuntimeError(f"lightly-train ended with {told.returncode}; {log} tells why")
-    return dict(json.loads(told.stdout))
+    return told_by(
+        LIGHTLY,
+        f"{__package__}.lightly",
+        (word for name, value in asked.items() for word in (f"--{name}", value)),
+        options.environments / "lightly.log",
+        # Idle threads that spin take the cores from whatever else there is; ours do not.
+        {"OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
 def _row(
@@ -148,7 +136,7 @@ def _row(
     ours: list[dict[str, float]],
     theirs: list[dict[str, float]],
 ) -> dict[str, object]:
-    """What is written down; every figure is the median of the repeats."""
+    """The figures, each the median of the repeats."""
     step = statistics.median(each["step_s"] for each in theirs)
     forward = statistics.median(each["teacher_s"] for each in theirs)
     rates = [each["streamed_rows_per_s"] for each in ours]
@@ -169,11 +157,6 @@ def _row(
         "predicted": round(predicted, 2),
         "extraction_s_per_row": round(extraction, 4),
         "break_even_epoch": round(extraction / (online - cached), 2) if online > cached else None,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
-        "commit": commit(),
-        "hardware": hardware(),
-        "versions": {**versions(), **dict(each.split("==") for each in LIGHTLY.requirements[:1])},
-        "threads": torch.get_num_threads(),
     }
 
 
