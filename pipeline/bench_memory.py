@@ -4,9 +4,8 @@ many.
 Each runs as the process that a user would start, Ray and its workers with it, and is watched from
 outside. What counts is what each process has of its own, and once, for all of them, what the one
 that has the most has mapped of files: libraries, which the processes share, with each other and
-with whatever else runs here. The pictures are a few small ones
-under many names, and the teacher is tiny, because memory is to be seen growing with rows and with
-nothing else.
+with whatever else runs here. The pictures are a few small ones under many names, and the teacher is
+tiny, because memory is to be seen growing with rows and with nothing else.
 """
 
 import os

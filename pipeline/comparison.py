@@ -10,8 +10,8 @@ from infra.terminal import Terminal
 from pipeline.encode import Halves, encode
 from pipeline.pictures import Picture, Square
 from pipeline.sample import StoredRow
+from pipeline.shard_buffer import ADOPTION_COSINE
 from pipeline.teachers import LoadedTeacher
-from pipeline.writer import ADOPTION_COSINE
 from schemas.records import CodecRecord
 
 LEAST_COSINE = ADOPTION_COSINE

@@ -18,8 +18,9 @@ from infra.store import MemoryStore
 from pipeline.encode import Encoded, encode
 from pipeline.job import FeatureSet, ShardTask
 from pipeline.pictures import Order, make_picture
+from pipeline.shard_buffer import RowNote, ShardBuffer
 from pipeline.teachers import LoadedTeacher
-from pipeline.writer import RowNote, ShardBuffer
+from pipeline.writer import commit
 from schemas.extract_config import Views, Workers
 
 SAMPLE_IMAGES = 8
@@ -179,5 +180,5 @@ def _time_shard(
         note.cosine = float(encoded.cosine[index])
         note.relative_rms = float(encoded.relative_rms[index])
         buffer.put(row, note, encoded.tokens[index], halves[row])
-    _, written = buffer.commit(MemoryStore())
+    _, written = commit(buffer, MemoryStore())
     return time.perf_counter() - start, written

@@ -1,7 +1,7 @@
 """`extract --repair`: what is damaged, put right where it can be computed or derived anew.
 
 The one place where an object is replaced: one that is missing, or proven not to be what its commit
-names. Shards are computed again (pipeline/writer.py); the records beside them are derived.
+names. Shards are computed again (pipeline/mend.py); the records beside them are derived.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from infra.devices import pick_device
 from infra.plan_reader import PlanReader
 from infra.store import ObjectStore
 from infra.terminal import Terminal
-from pipeline.checks import Findings, Line, check_set
+from pipeline.checks import Line, check_set
+from pipeline.findings import Findings
 from pipeline.job import Damaged, TeacherTask
+from pipeline.mend import put
 from pipeline.probe import guard
 from pipeline.publish import Place
 from pipeline.teachers import load_teacher
 from pipeline.verify import walk
-from pipeline.writer import put
 from schemas import layout, shard
 from schemas.codec import codec_record
 from schemas.errors import DamageError, NotFound

@@ -9,9 +9,10 @@ from infra.command import Outcome
 from infra.plan_reader import FEW_GROUPS, PlanReader
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
-from pipeline.checks import Findings, Line, check_object, check_set, check_span
+from pipeline.checks import Line, check_object, check_set, check_span
 from pipeline.comparison import Comparison, tell
 from pipeline.coverage import Coverage, coverage
+from pipeline.findings import Findings
 from pipeline.publish import places
 from pipeline.recompute import Recomputation
 from schemas import layout

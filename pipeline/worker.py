@@ -2,11 +2,9 @@
 and writes whole shards. Plain Python; pipeline/pool.py makes it a Ray actor."""
 
 import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from infra.devices import synchronise
 from infra.pixels.decode import silence_pillow
@@ -15,6 +13,7 @@ from infra.plan_reader import FEW_GROUPS, PlanReader
 from infra.redact import printable
 from infra.sources import open_source
 from infra.store import open_store
+from pipeline.batches import Batches
 from pipeline.encode import encode
 from pipeline.job import (
     CalibrationPart,
@@ -29,9 +28,10 @@ from pipeline.moments import MomentsMeter
 from pipeline.orders import orders_of_sample, orders_of_task
 from pipeline.pictures import DecodeAhead, Order, Picture
 from pipeline.probe import guard
+from pipeline.shard_buffer import RowNote, ShardBuffer
 from pipeline.tally import Tally
 from pipeline.teachers import LoadedTeacher, load_teacher
-from pipeline.writer import RowNote, ShardBuffer
+from pipeline.writer import finish
 from schemas.errors import SourceError, TeacherError
 from schemas.names import BLOCK_ROWS
 from schemas.records import PlanCommit, ShardCommit
@@ -61,7 +61,7 @@ class Worker:
         self._sets: tuple[FeatureSet, ...] = ()
         self._teachers: dict[str, LoadedTeacher] = {}
         self._guarded: set[tuple[str, int]] = set()
-        self._batch_size = job.batch_size
+        self._batches = Batches(job.batch_size)
 
     def load(self) -> None:
         """Load the teachers. Raises TeacherError where one is another than the driver saw."""
@@ -105,7 +105,7 @@ class Worker:
                 ]
                 rows[index] += len(good)
                 tokens_meter, cls_meter = meters[index]
-                for cls, tokens in self._forward(self._teachers[told.name], good):
+                for cls, tokens in self._batches(self._teachers[told.name], good):
                     tokens_meter.add(tokens)
                     if cls is not None and cls_meter is not None:
                         cls_meter.add(cls)
@@ -143,10 +143,10 @@ class Worker:
                 self._fill(buffer, plan, span, first, pictures, tally)
             for buffer in [buffer for buffer in open_shards if buffer.complete]:
                 open_shards.remove(buffer)
-                pending.append(self._writer.submit(buffer.finish, self._store))
+                pending.append(self._writer.submit(finish, buffer, self._store))
                 if len(pending) > WRITES_IN_FLIGHT:
                     pending[-1 - WRITES_IN_FLIGHT].result()
-        return tally.report([future.result() for future in pending], self._batch_size)
+        return tally.report([future.result() for future in pending], self._batches.rows)
 
     def _guard(self, pairs: set[tuple[str, int]]) -> None:
         """Before anything is added to the sets of these (teacher, grid)."""
@@ -207,7 +207,7 @@ class Worker:
         rows = iter(good)
         start = time.perf_counter()
         teacher = self._teachers[feature_set.teacher]
-        for cls, tokens in self._forward(teacher, [pixels for _, _, pixels in good]):
+        for cls, tokens in self._batches(teacher, [pixels for _, _, pixels in good]):
             synchronise(self._job.device)
             forwarded = time.perf_counter()
             tally.forward_seconds[label] += forwarded - start
@@ -224,26 +224,6 @@ class Worker:
                 buffer.put(row, note, encoded.tokens[index], stored_cls)
             start = time.perf_counter()
             tally.encode_seconds += start - forwarded
-
-    def _forward(
-        self, teacher: LoadedTeacher, squares: Sequence[Pixels]
-    ) -> Iterator[tuple[Tensor | None, Tensor]]:
-        done = 0
-        while done < len(squares):
-            batch = list(squares[done : done + self._batch_size])
-            try:
-                features = teacher(batch)
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise TeacherError(
-                        f"teacher {teacher.record.model}: the GPU has no room for one picture of "
-                        f"{batch[0].shape[0]} px: {error}"
-                    ) from None
-                self._batch_size = len(batch) // 2
-                torch.cuda.empty_cache()
-                continue
-            done += len(batch)
-            yield features
 
     def _orders(self, task: SpanTask) -> list[Order]:
         return orders_of_task(self._plans[task.generation], task, self._sets)

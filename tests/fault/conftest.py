@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ import pipeline.verify
 import pipeline.worker
 from infra.store import MemoryStore
 from pipeline import gc, snapshots
+from tests.caches import pictures, undisturbed, verify_here
 from tests.fault.commands import GOOD, SHARDS, Commands, Tried
 from tests.fault.fault_store import copy_of, objects
+from tests.fault.long_job import PICTURES, SETTINGS, WORKERS
+from tests.fault.on_disk import Cache
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +87,29 @@ def damaged(extracted: MemoryStore) -> MemoryStore:
         if key.endswith(("probe.json", "000000/0/1.json")):
             store.delete(key)
     return store
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cache]:
+    """On a disk, and sound also when its test has ended."""
+    # As seconds are to a person, so these are to a test.
+    monkeypatch.setattr(pipeline.lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(pipeline.lease, "WATCH_S", 0.5)
+    made = Cache(tmp_path)
+    made.extract(1)
+    yield made
+    assert verify_here(made.folder).status == 0
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of the long job."""
+    return pictures(tmp_path_factory.mktemp("long"), PICTURES)
+
+
+@pytest.fixture(scope="session")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of a long job that nothing disturbed."""
+    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
+    undisturbed(cache, source, WORKERS, **SETTINGS)
+    return cache

@@ -16,7 +16,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,35 +29,17 @@ from tests.caches import (
     config_of,
     contents,
     extract_here,
-    pictures,
     settings,
-    undisturbed,
     verify_here,
 )
 from tests.fault.cycle import Cycles
 from tests.fault.fault_store import Died
+from tests.fault.long_job import SETTINGS
 from tests.processes import config_file
+from tests.trainings import settings as training
 
 ON_RAY, ALONE, TRAININGS, IN_PROCESS = 30, 100, 70, 200
-PICTURES, WORKERS, STEPS = 320, 2, 20
-SETTINGS: dict[str, Any] = {
-    "views": {"per_image": 2},
-    "grids": [8],
-    "workers": {"batch_size": 32, "gpus": 0, "count": WORKERS, "decode_threads": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("cycles"), PICTURES)
-
-
-@pytest.fixture(scope="module")
-def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of an extraction that nothing disturbed."""
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache"
-    undisturbed(cache, source, WORKERS, **SETTINGS)
-    return cache
+STEPS = 20
 
 
 @pytest.fixture
@@ -141,16 +122,12 @@ def trainings(cycles: Cycles, cache: Path, folder: Path) -> None:
     """Each ends with the weights of one that nothing disturbed."""
 
     def config(out: Path) -> Path:
-        values = {
-            "cache": str(cache),
-            "student": {"model": "timm:test_vit"},
-            "student_grids": [2],
-            "head": {"hidden": 16},
-            "optim": {"lr": 1e-3, "steps": STEPS, "batch_size": 16},
-            "checkpoint": {"every_steps": 2, "keep": 2},
-            "loader": {"threads": 2},
-            "out": str(out),
-        }
+        values = training(
+            cache,
+            out,
+            optim={"lr": 1e-3, "steps": STEPS, "batch_size": 16},
+            checkpoint={"every_steps": 2, "keep": 2},
+        )
         return config_file(folder / "train.yaml", values)
 
     def weights(out: Path) -> bytes:

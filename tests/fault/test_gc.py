@@ -2,72 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
 
-import pipeline.lease
-from infra.catalog import Catalog
-from infra.models.timm_encoder import build_timm
-from infra.store import Bytes, LocalStore
-from pipeline import gc, snapshots
 from pipeline.lease import lease
 from schemas import layout
-from schemas.errors import CacheError, ConfigError
-from schemas.options import GcOptions, SnapshotsOptions
-from tests.caches import CNN, VIT, Quiet, config_of, extract_here, pictures, verify_here
-from trainer import CacheStream
-
-PICTURES = 40
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As seconds are to a person, so these are to a test."""
-    monkeypatch.setattr(pipeline.lease, "BEAT_S", 0.05)
-    monkeypatch.setattr(pipeline.lease, "WATCH_S", 0.5)
-
-
-class Cache:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.source = folder / "cache", pictures(folder / "pictures", PICTURES)
-        self.weights = folder / "vit.safetensors"
-        self.store = LocalStore(self.folder)
-
-    def extract(self, seed: int, **changes: Any) -> dict[str, Any]:
-        """With the first teacher's weights of a seed."""
-        save_file(build_timm("test_vit", {}, f"random:{seed}").model.state_dict(), self.weights)
-        teachers = {"vit": {**VIT, "weights": str(self.weights)}, "cnn": CNN}
-        asked = {"teachers": teachers, **changes}
-        return extract_here(config_of(self.folder, self.source, **asked)).result
-
-    def gc(self, **options: Any) -> dict[str, Any]:
-        return gc.run(GcOptions(cache=str(self.folder), **options), Quiet()).result
-
-    def snapshots(self, **options: Any) -> list[dict[str, Any]]:
-        options = {"cache": str(self.folder), **options}
-        told = snapshots.run(SnapshotsOptions(**options), Quiet()).result["snapshots"]
-        assert isinstance(told, list)
-        return told
-
-    def objects(self) -> set[str]:
-        return set(self.store.keys(""))
-
-    def served(self, **options: Any) -> int:
-        stream = CacheStream(str(self.folder), pixels=None, batch_size=PICTURES, **options)
-        return int(next(iter(stream)).weight.sum())
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Cache]:
-    made = Cache(tmp_path)
-    made.extract(1)
-    yield made
-    assert verify_here(made.folder).status == 0
+from schemas.errors import CacheError
+from tests.fault.on_disk import PICTURES, Cache
 
 
 def test_gc__of_a_sound_cache_finds_nothing(cache: Cache) -> None:
@@ -144,73 +87,6 @@ infra.store.LocalStore(pathlib.Path(sys.argv[1])).create("plan/000001/x", b"half
     assert len(cache.store.partials()) == 1
     assert cache.gc(delete=True)["partials"] == 1
     assert not cache.store.partials()
-
-
-def test_snapshots__a_tag_keeps_its_snapshot_and_never_moves(cache: Cache) -> None:
-    cache.extract(2)
-    cache.snapshots(tag=("1=paper", "1=icml-2026.v1"))
-    assert [entry["tags"] for entry in cache.snapshots(tag="1=paper")] == [
-        ["icml-2026.v1", "paper"],
-        [],
-    ]
-    with pytest.raises(ConfigError, match=r"tag paper is snapshot 1, not 2; .*--untag paper"):
-        cache.snapshots(tag=("2=paper",))
-    with pytest.raises(CacheError, match="no snapshot 7"):
-        cache.snapshots(tag=("7=later",))
-    catalog = Catalog(cache.store)
-    assert catalog.snapshot_named("paper") == 1
-    with pytest.raises(CacheError, match=r"tag 'papers'; the tags are icml-2026.v1 \(1\), paper"):
-        catalog.snapshot_named("papers")
-    cache.snapshots(prune=True)
-    with pytest.raises(ConfigError, match=r"snapshot 1 has the tag icml-2026.v1, .*--untag icml"):
-        cache.snapshots(forget=(1,))
-    assert cache.gc(delete=True)["deleted"] == 0
-    assert cache.served(snapshot=1) == PICTURES
-    told = cache.snapshots(untag=("paper", "icml-2026.v1"), forget=(1, 2))
-    assert [(entry["tags"], entry["forgotten"]) for entry in told] == [
-        ([], True),
-        ([], True),
-        ([], False),
-    ]
-    with pytest.raises(ConfigError, match="snapshot 1 was forgotten"):
-        cache.snapshots(tag=("1=paper",))
-    assert cache.gc(delete=True)["deleted"] > 5
-    assert cache.served() == PICTURES
-
-
-def test_snapshots__a_tag_that_somebody_forgets_at_the_same_time(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each looks for the other: the tag wins, or is refused; never a tag on what gc may take."""
-    cache.extract(2)
-    cache.snapshots(prune=True)
-    create = LocalStore.create
-
-    def others_first(meanwhile: Callable[[], object]) -> Callable[..., None]:
-        def meets(store: LocalStore, key: str, data: Bytes) -> None:
-            monkeypatch.setattr(LocalStore, "create", create)
-            meanwhile()
-            create(store, key, data)
-
-        return meets
-
-    forget = partial(cache.snapshots, forget=(1,))
-    monkeypatch.setattr(LocalStore, "create", others_first(forget))
-    with pytest.raises(ConfigError, match="snapshot 1 was forgotten"):
-        cache.snapshots(tag=("1=paper",))
-    assert Catalog(cache.store).tags() == {}
-    tag = partial(cache.snapshots, tag=("2=paper",))
-    monkeypatch.setattr(LocalStore, "create", others_first(tag))
-    told = cache.snapshots(forget=(2,))
-    assert (told[1]["tags"], told[1]["forgotten"]) == (["paper"], False)
-    cache.gc(delete=True)
-    assert cache.served(snapshot=2) == PICTURES
-
-
-def test_snapshots__the_newest_is_never_forgotten(cache: Cache) -> None:
-    for number in (0, 1, 2):
-        with pytest.raises(ConfigError, match=f"snapshot {number} cannot be forgotten"):
-            cache.snapshots(forget=(number,))
 
 
 def test_gc__committed_shards_without_a_snapshot_stay(

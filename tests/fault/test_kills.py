@@ -17,11 +17,10 @@ from tests.caches import (
     assert_same,
     commits,
     contents,
-    pictures,
     settings,
-    undisturbed,
     verify_here,
 )
+from tests.fault.long_job import PICTURES, SETTINGS, WORKERS
 from tests.processes import (
     by_module,
     config_file,
@@ -37,27 +36,16 @@ from tests.processes import (
 )
 from tests.s3server import s3_server
 
-PICTURES, WORKERS = 320, 2
 KILLS = 25
 """At random, on each store."""
 LIFE = {"driver": 1.1, "raylet": 0.9, "worker": 0.8, "agent of Ray": 0.9}
 """From a victim's start until after the run's end, at most, in times of an undisturbed run."""
 SHARDS = PICTURES * 2 // 32
-SETTINGS: dict[str, Any] = {
-    "views": {"per_image": 2},
-    "grids": [8],
-    "workers": {"batch_size": 32, "gpus": 0, "count": WORKERS, "decode_threads": 1},
-}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("kills"), PICTURES)
-
-
-@pytest.fixture(scope="module")
-def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"), source, WORKERS, **SETTINGS)
+def expected(whole: Path) -> dict[str, Array]:
+    return contents(LocalStore(whole))
 
 
 class Killed:

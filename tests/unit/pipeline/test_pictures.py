@@ -151,31 +151,37 @@ def test_decode_ahead__reads_only_what_is_wanted_in_order_and_once() -> None:
     assert sorted(source.read_keys, key=int) == [str(number) for number in wanted]
 
 
-def test_decode_ahead__names_the_picture_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
+@pytest.fixture
+def let_go(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """What a picture that is stuck waits for until its test has ended; patience is short."""
+    monkeypatch.setattr(pictures, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(pictures, "LOOK_S", 0.05)
+    event = threading.Event()
+    yield event
+    event.set()
 
+
+def test_decode_ahead__names_the_picture_that_is_stuck(
+    monkeypatch: pytest.MonkeyPatch, let_go: threading.Event
+) -> None:
     def decode_or_block(data: bytes, limits: Limits) -> Image.Image:
         if data == photograph_bytes(5):
             let_go.wait()
         return decode(data, limits)
 
     monkeypatch.setattr(pictures, "decode", decode_or_block)
-    monkeypatch.setattr(pictures, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(pictures, "LOOK_S", 0.05)
     orders = [Order(str(number), {0: None}, ((0, 16),)) for number in range(12)]
     ahead = DecodeAhead(Photographs(), threads=1, chunk_images=4)
     chunks = ahead.chunks("span", VIEWS, orders)
-    try:
-        assert [picture.key for picture in next(chunks)[1].values()] == ["0", "1", "2", "3"]
-        # The pictures behind it wait for its thread, and are not named.
-        with pytest.raises(SourceError, match=r"/photos: .*decoding 5 has not ended in 0 s.*take"):
-            next(chunks)
-    finally:
-        let_go.set()
+    assert [picture.key for picture in next(chunks)[1].values()] == ["0", "1", "2", "3"]
+    # The pictures behind it wait for its thread, and are not named.
+    with pytest.raises(SourceError, match=r"/photos: .*decoding 5 has not ended in 0 s.*take"):
+        next(chunks)
 
 
-def test_decode_ahead__names_one_of_a_span_that_never_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_go = threading.Event()
+def test_decode_ahead__names_one_of_a_span_that_never_came(
+    monkeypatch: pytest.MonkeyPatch, let_go: threading.Event
+) -> None:
     source = Photographs()
 
     def read_or_block(key: str) -> bytes:
@@ -184,15 +190,10 @@ def test_decode_ahead__names_one_of_a_span_that_never_came(monkeypatch: pytest.M
         return photograph_bytes(0)
 
     monkeypatch.setattr(source, "read", read_or_block)
-    monkeypatch.setattr(pictures, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(pictures, "LOOK_S", 0.05)
     ahead = DecodeAhead(source, threads=1, chunk_images=4)
     ahead.start("dropped", VIEWS, [Order("1\x1b[2J", {0: None}, ((0, 16),))])
-    try:
-        with pytest.raises(SourceError, match=r"decoding 1\\x1b\[2J has not ended"):
-            next(ahead.chunks("span", VIEWS, [Order("2", {0: None}, ((0, 16),))]))
-    finally:
-        let_go.set()
+    with pytest.raises(SourceError, match=r"decoding 1\\x1b\[2J has not ended"):
+        next(ahead.chunks("span", VIEWS, [Order("2", {0: None}, ((0, 16),))]))
 
 
 def test_decode_ahead__patience_is_with_one_picture_and_not_with_all_before_it(

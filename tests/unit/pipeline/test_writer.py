@@ -7,7 +7,8 @@ import pytest
 
 from infra.store import MemoryStore, ObjectStore
 from pipeline.job import ShardTask
-from pipeline.writer import RowNote, ShardBuffer
+from pipeline.shard_buffer import RowNote, ShardBuffer
+from pipeline.writer import commit
 from schemas import shard, tables
 from schemas.errors import AlreadyExists, DamageError
 from schemas.records import ShardCommit
@@ -44,7 +45,7 @@ class Shard:
         return buffer
 
     def commit(self, store: ObjectStore) -> tuple[ShardCommit, int]:
-        return self.buffer().commit(store)
+        return commit(self.buffer(), store)
 
     @property
     def commit_key(self) -> str:
