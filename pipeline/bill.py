@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pipeline.forecast import Forecast, Pair, Work
 from pipeline.job import TeacherTask
 from pipeline.pace import Machine, PicturePace, TeacherPace
+from schemas.codec import codec_label
 from schemas.extract_config import Cost, ExtractConfig
 
 
@@ -124,6 +125,6 @@ def _bytes_by_codec(
 ) -> dict[str, int]:
     stored: dict[str, int] = {}
     for name, grid in paces:
-        codec = config.codec_of(name).tokens
+        codec = codec_label(config.codec_of(name))
         stored[codec] = stored.get(codec, 0) + round(rows * paces[name, grid].bytes)
     return stored

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from infra.codec.rotation import Float64s, equalised_axes, principal_axes
 from infra.store import ObjectStore
 from pipeline.job import CalibrationPart, CalibrationTask, TeacherTask
 from pipeline.listing import Standing
-from pipeline.moments import MomentsMeter, covariance_parquet
+from pipeline.moments import MomentsMeter, axes_parquet, covariance_parquet
 from pipeline.sets import create
 from schemas import layout
 from schemas.errors import ConfigError, NotFound
 from schemas.names import BLOCK_ROWS
-from schemas.records import Calibration, ObjectRecord
+from schemas.records import Calibration, ObjectRecord, Shape
 from schemas.sealed import digest, seal
 from schemas.spans import span_count, span_of
 
@@ -108,6 +109,7 @@ class Calibrations:
                 cls=None if cls is None else cls.moments(),
                 tokens_covariance=_store_covariance(store, place, "tokens", tokens),
                 cls_covariance=None if cls is None else _store_covariance(store, place, "cls", cls),
+                tokens_shape=_store_shape(store, place, tokens.shape()),
             )
             create(store, layout.calibration(*place), seal(calibration))
 
@@ -116,7 +118,21 @@ def _store_covariance(
     store: ObjectStore, place: tuple[str, int], vector: str, meter: MomentsMeter
 ) -> ObjectRecord:
     data = covariance_parquet(meter.covariance())
-    key = layout.covariance(*place, vector, uuid.uuid4().hex[:12])
+    return _store(store, layout.covariance(*place, vector, uuid.uuid4().hex[:12]), data)
+
+
+def _store_shape(store: ObjectStore, place: tuple[str, int], shape: Float64s) -> Shape:
+    """The axes are stored because no two machines find them to the same bits."""
+    principal, variances = principal_axes(shape)
+    axes = axes_parquet(principal, equalised_axes(principal))
+    return Shape(
+        own=tuple(np.diagonal(shape).tolist()),
+        principal=tuple(variances.tolist()),
+        axes=_store(store, layout.axes(*place, uuid.uuid4().hex[:12]), axes),
+    )
+
+
+def _store(store: ObjectStore, key: str, data: bytes) -> ObjectRecord:
     store.create(key, data)
     return ObjectRecord(key=key, size=len(data), sha256=digest(data))
 

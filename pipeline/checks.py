@@ -13,7 +13,7 @@ from infra.store import ObjectStore
 from pipeline.findings import Findings
 from pipeline.publish import read_commit
 from schemas import layout, shard, tables
-from schemas.codec import codec_record
+from schemas.codec import choice_of, codec_record
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
 from schemas.records import (
@@ -196,12 +196,16 @@ def check_set(store: ObjectStore, path: SetPath, codec_sha256: str, findings: Fi
     key = layout.calibration(path.fingerprint12, path.grid)
     calibration = _check_sealed(store, key, Calibration, findings)
     if calibration is not None:
-        for record in (calibration.tokens_covariance, calibration.cls_covariance):
+        for record in (
+            calibration.tokens_covariance,
+            calibration.cls_covariance,
+            calibration.tokens_shape.axes,
+        ):
             if record is not None:
                 check_object(store, record, findings)
     if codec is None or calibration is None:
         return
-    if codec_record(codec.tokens_codec, calibration) != codec:
+    if codec_record(choice_of(path.codec_label), calibration) != codec:
         findings.damage(key, f"is another measurement than {path.codec_json} derives from")
 
 

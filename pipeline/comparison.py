@@ -4,19 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from infra.codec.codec import TokenCodec
 from infra.redact import printable
 from infra.terminal import Terminal
 from pipeline.encode import Halves, encode
 from pipeline.pictures import Picture, Square
 from pipeline.sample import StoredRow
-from pipeline.shard_buffer import ADOPTION_COSINE
+from pipeline.shard_buffer import Floats, least_cosine
 from pipeline.teachers import LoadedTeacher
-from schemas.records import CodecRecord
-
-LEAST_COSINE = ADOPTION_COSINE
-"""No teacher is equal to the bit on every machine, so a row is its teacher's if it is as near as a
-shard that an extraction adopts for its own; other weights and other pixels are far below."""
 
 
 @dataclass
@@ -58,7 +55,7 @@ class Comparison:
     def add(
         self,
         loaded: LoadedTeacher,
-        codec: CodecRecord,
+        codec: TokenCodec,
         rows: Sequence[StoredRow],
         pictures: Sequence[Picture],
     ) -> None:
@@ -71,7 +68,9 @@ class Comparison:
         now = encode(codec, *loaded([square.pixels for _, square in seen]))
         for index, (row, square) in enumerate(seen):
             is_finite = bool(now.finite[index])
-            cosine = _cosine(row.tokens, now.tokens[index]) if is_finite else 0.0
+            both = torch.from_numpy(np.stack([row.tokens, now.tokens[index]]))
+            stored, again = codec.rotated(both, len(now.cosine[index])).numpy()
+            cosine = _cosine(stored, again) if is_finite else 0.0
             self.cosines.append(cosine)
             what, least = f"cosine of its tokens {cosine:.5f}", cosine
             if row.cls is not None and now.cls is not None:
@@ -81,7 +80,9 @@ class Comparison:
             if square.sha256 != row.pixels_sha256:
                 self.pixels_different += 1
                 self.faults.append(f"{row}: other pixels; {what}")
-            elif least < LEAST_COSINE:
+            # As near as a shard that an extraction adopts for its own; other weights and other
+            # pixels are far below.
+            elif least < least_cosine(float(now.cosine[index].mean())):
                 self.faults.append(f"{row}: {what}")
 
     def _square(self, row: StoredRow, picture: Picture) -> Square | None:
@@ -113,9 +114,9 @@ def tell(found: Mapping[str, Comparison | None], shown: int, terminal: Terminal)
         terminal.warn(fault)
     if faults:
         terminal.warn(
-            f"{len(faults)} rows are not what their teachers say (cosine below {LEAST_COSINE}, or "
-            "other pixels): install the versions that teacher.json names and verify again; if they "
-            "are still others, extract into a new folder"
+            f"{len(faults)} rows are not what their teachers say (features further from them than "
+            "two machines differ, or other pixels): install the versions that teacher.json names "
+            "and verify again; if they are still others, extract into a new folder"
         )
     for text, each in compared.items():
         least = [f"{min(values):.5f}" for values in (each.cosines, each.cls_cosines) if values]
@@ -126,7 +127,7 @@ def tell(found: Mapping[str, Comparison | None], shown: int, terminal: Terminal)
         )
 
 
-def _cosine(stored: Halves, now: Halves) -> float:
+def _cosine(stored: Floats | Halves, now: Floats | Halves) -> float:
     """Between vectors [vectors, channels], the mean over them."""
     a, b = stored.astype(np.float64), now.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)

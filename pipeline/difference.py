@@ -83,7 +83,7 @@ def _set_path(
         calibration = unseal(store.get(key), Calibration, key)
     except NotFound:
         return None
-    codec = codec_record(config.codec_of(teacher.name).tokens, calibration)
+    codec = codec_record(config.codec_of(teacher.name), calibration)
     return layout.SetPath(fp12, grid, codec_folder(codec))
 
 

@@ -1,4 +1,4 @@
-"""From raw features to what a shard holds: standardised, rounded to float16, and what that cost."""
+"""From raw features to what a shard holds: standardised, coded, and what that cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,49 +8,56 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from schemas.records import CodecRecord
+from infra.codec.codec import TokenCodec
+from schemas.shard import Rows
 
 Halves = npt.NDArray[np.float16]
+LARGEST = 65504.0
+"""What float16 can hold: a row with a standardised value beyond is bad, whatever its codec."""
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A batch of rows as they are stored."""
 
-    tokens: Halves
-    """[rows, tokens, channels]"""
+    tokens: Rows
+    """[rows, height, width], of the codec's `row_form`."""
     cls: Halves | None
     """[rows, channels]"""
     finite: npt.NDArray[np.bool_]
     """[rows] False where a feature does not fit float16."""
     cosine: npt.NDArray[np.float32]
-    """[rows] to the exact tokens, standardised: the mean over a row's tokens."""
+    """[rows, tokens] to the exact ones, standardised."""
     relative_rms: npt.NDArray[np.float32]
-    """[rows] root mean square of what rounding changed, as a share of the row's."""
+    """[rows] root mean square of what coding changed, as a share of the row's."""
+    saturated: npt.NDArray[np.float32]
+    """[rows] share of values beyond the last code; of `variable`, of tokens made coarser."""
 
 
-def encode(codec: CodecRecord, cls: Tensor | None, tokens: Tensor) -> Encoded:
+def encode(codec: TokenCodec, cls: Tensor | None, tokens: Tensor) -> Encoded:
     """Encode raw features.
 
     Args:
         cls: [rows, channels] or None. tokens: [rows, tokens, channels]. On any device.
     """
-    exact = _standardise(tokens, codec.tokens.mean, codec.tokens.std)
-    stored = exact.half()
-    kept = stored.float()
-    cosine = torch.nn.functional.cosine_similarity(exact, kept, dim=-1).mean(dim=1)
+    record = codec.record
+    standardised = _standardise(tokens, record.tokens.mean, record.tokens.std)
+    finite = (standardised.abs() <= LARGEST).flatten(1).all(1)
+    coded = codec.encode(torch.where(finite[:, None, None], standardised, 0.0))
+    exact, kept = coded.exact, coded.decoded
+    cosine = torch.nn.functional.cosine_similarity(exact, kept, dim=-1)
     difference, size = (exact - kept).flatten(1).norm(dim=1), exact.flatten(1).norm(dim=1)
-    finite = stored.isfinite().flatten(1).all(1)
     stored_cls = None
-    if cls is not None and codec.cls is not None:
-        stored_cls = _standardise(cls, codec.cls.mean, codec.cls.std).half()
+    if cls is not None and record.cls is not None:
+        stored_cls = _standardise(cls, record.cls.mean, record.cls.std).half()
         finite &= stored_cls.isfinite().all(1)
     return Encoded(
-        tokens=stored.cpu().numpy(),
+        tokens=coded.stored.cpu().numpy(),
         cls=None if stored_cls is None else stored_cls.cpu().numpy(),
         finite=finite.cpu().numpy(),
         cosine=cosine.cpu().numpy(),
         relative_rms=(difference / size.clamp_min(1e-12)).cpu().numpy(),
+        saturated=coded.saturated.float().cpu().numpy(),
     )
 
 

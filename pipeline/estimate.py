@@ -77,7 +77,7 @@ def _time_teachers(
         for each in ahead.sets:
             if each.teacher != task.name:
                 continue
-            shard = rows_per_shard(each.row_bytes, span, config.rows_per_shard)
+            shard = rows_per_shard(each.row_form.bytes, span, config.rows_per_shard)
             batch = min(config.workers.batch_size, len(names), shard)  # never crosses a shard
             squares = sample.squares[each.pixels]
             pace = time_teacher(loaded, each, squares, batch, names, shard)

@@ -11,21 +11,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from infra.codec.rotation import rounded
 from infra.sources import Source
-from infra.store import open_store
+from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
 from pipeline.calibration import calibration_tasks, uncalibrated
 from pipeline.difference import Lack, difference
 from pipeline.growth import Growth, growths
 from pipeline.job import CalibrationTask, FeatureSet, SpanTask, TeacherTask
 from pipeline.listing import Listing, Standing, list_images, standings
+from pipeline.moments import axes_parquet
 from pipeline.planning import draft_generation, open_or_create_cache
 from pipeline.sets import feature_sets, missing_of
 from pipeline.unwritten import Unwritten
 from schemas import layout
 from schemas.extract_config import ExtractConfig
-from schemas.records import Calibration, Moments, ObjectRecord, TeacherRecord
-from schemas.sealed import seal
+from schemas.records import Calibration, Moments, ObjectRecord, Shape, TeacherRecord
+from schemas.sealed import digest, seal
 from schemas.spans import images_and_views, rows_of, span_of
 
 Pair = tuple[str, int]
@@ -88,7 +90,8 @@ def forecast(
     samples = calibration_tasks(pairs, standing, config.calibration_images)
     for index, grid in pairs:
         record = teachers[index].record
-        store.create(layout.calibration(record.fingerprint12, grid), seal(_placeholder(record)))
+        key = layout.calibration(record.fingerprint12, grid)
+        store.create(key, seal(_placeholder(store, record, grid)))
     sets = feature_sets(store, config, teachers)
     left = Work()
     for generation in standing:
@@ -125,8 +128,12 @@ def _grown(
     return found
 
 
-def _placeholder(record: TeacherRecord) -> Calibration:
+def _placeholder(store: ObjectStore, record: TeacherRecord, grid: int) -> Calibration:
     """In place of a calibration that is to be measured: no set of it is there."""
+    axes = rounded(np.eye(record.patch_width))
+    data = axes_parquet(axes, axes)
+    key = layout.axes(record.fingerprint12, grid, "unwritten")
+    store.create(key, data)
 
     def moments(width: int) -> Moments:
         return Moments(count=0, mean=(0.0,) * width, variance=(1.0,) * width)
@@ -140,6 +147,11 @@ def _placeholder(record: TeacherRecord) -> Calibration:
         cls=moments(record.cls_width) if record.cls_width is not None else None,
         tokens_covariance=nothing,
         cls_covariance=nothing if has_cls else None,
+        tokens_shape=Shape(
+            own=(1.0,) * record.patch_width,
+            principal=(1.0,) * record.patch_width,
+            axes=ObjectRecord(key=key, size=len(data), sha256=digest(data)),
+        ),
     )
 
 

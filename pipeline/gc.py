@@ -180,5 +180,6 @@ def _keys_beside(store: ObjectStore, path: SetPath) -> Iterator[str]:
     yield layout.probe(path.fingerprint12, path.grid)
     calibration = unseal(store.get(key), Calibration, key)
     yield calibration.tokens_covariance.key
+    yield calibration.tokens_shape.axes.key
     if calibration.cls_covariance is not None:
         yield calibration.cls_covariance.key

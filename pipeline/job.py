@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from infra.codec.codec import TokenCodec
 from pipeline.moments import Spread
 from schemas.extract_config import Columns, Teacher
 from schemas.layout import SetPath
 from schemas.names import Precision
-from schemas.records import CodecRecord, ObjectRecord, PlanCommit, ShardCommit, TeacherRecord
+from schemas.records import ObjectRecord, PlanCommit, ShardCommit, TeacherRecord
+from schemas.shard import RowForm
 from schemas.store_config import StoreOptions
 
 
@@ -28,7 +30,7 @@ class FeatureSet:
     teacher: str
     path: SetPath
     record: TeacherRecord
-    codec: CodecRecord
+    codec: TokenCodec
     codec_sha256: str
 
     @property
@@ -41,9 +43,9 @@ class FeatureSet:
         return self.record.pixels(self.path.grid)
 
     @property
-    def row_bytes(self) -> int:
-        """Of one row's tokens in the shard, without its checksum."""
-        return self.token_count * self.record.patch_width * 2
+    def row_form(self) -> RowForm:
+        """What one row's tokens are in a shard."""
+        return self.codec.row_form(self.token_count)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ not cancel however large a channel's mean is beside its spread.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from infra.codec.rotation import Float64s, Int32s
 from schemas import tables
 from schemas.records import Moments
 
-Float64s = npt.NDArray[np.float64]
 _HAVE_FLOAT64 = ("cpu", "cuda")
 """Devices that calculate in double precision."""
 
@@ -29,6 +30,17 @@ class Spread:
     """[width]"""
     scatter: Float64s
     """[width, width]: sum of the outer products of the distances from the mean; symmetric."""
+    shape_count: int
+    """How many had a direction: all but those that are the mean of their batch."""
+    shape: Float64s
+    """[width, width]: sum of the outer products of the vectors, each standardised within its batch
+    and brought to a root mean square of 1 (the spatial sign covariance, of which outliers are but
+    as much a part as others are)."""
+
+    @classmethod
+    def of_none(cls, width: int) -> "Spread":
+        nothing = np.zeros((width, width))
+        return cls(0, np.zeros(width), nothing, 0, nothing)
 
     def merged(self, other: "Spread") -> "Spread":
         """Of both kinds of vectors together."""
@@ -40,7 +52,13 @@ class Spread:
         scatter *= self.count * other.count / total
         scatter += self.scatter
         scatter += other.scatter
-        return Spread(total, self.mean + delta * (other.count / total), scatter)
+        return Spread(
+            total,
+            self.mean + delta * (other.count / total),
+            scatter,
+            self.shape_count + other.shape_count,
+            self.shape + other.shape,
+        )
 
 
 class MomentsMeter:
@@ -48,7 +66,7 @@ class MomentsMeter:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.spread = Spread(0, np.zeros(width), np.zeros((width, width)))
+        self.spread = Spread.of_none(width)
         """Of all vectors so far."""
 
     def add(self, vectors: Tensor) -> None:
@@ -75,12 +93,30 @@ class MomentsMeter:
             return np.eye(self.width)
         return self.spread.scatter / self.spread.count
 
+    def shape(self) -> Float64s:
+        """[width, width], of trace `width`: the covariance of directions. Of none the identity."""
+        if self.spread.shape_count == 0:
+            return np.eye(self.width)
+        return self.spread.shape / self.spread.shape_count
+
 
 def covariance_parquet(matrix: Float64s) -> bytes:
     """A covariance matrix [width, width] as the bytes of its object."""
-    schema = tables.covariance_schema(len(matrix))
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), len(matrix))
-    return tables.to_parquet(pa.table([rows], schema=schema))
+    return tables.to_parquet(_matrices(tables.covariance_schema(len(matrix)), matrix))
+
+
+def axes_parquet(principal: Int32s, equalised: Int32s) -> bytes:
+    """Axes [width, width], in units of 2^-18, as the bytes of their object."""
+    return tables.to_parquet(_matrices(tables.axes_schema(len(principal)), principal, equalised))
+
+
+def _matrices(schema: pa.Schema, *matrices: npt.NDArray[Any]) -> pa.Table:
+    """A row of each a line."""
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+        for matrix in matrices
+    ]
+    return pa.table(columns, schema=schema)
 
 
 @torch.inference_mode()
@@ -92,13 +128,27 @@ def _spread(vectors: Tensor) -> Spread:
     values = values[values.isfinite().all(dim=1)]
     count, width = values.shape
     if count == 0:
-        return Spread(0, np.zeros(width), np.zeros((width, width)))
+        return Spread.of_none(width)
     # Seen from one of them, so that a constant channel has a variance of 0 and not of a rounding.
     origin = values[0].clone()
     values -= origin
     shift = values.sum(dim=0) / count
     values -= shift
-    scatter = values.T @ values
-    # A matrix product's two halves may differ in their last bits.
-    scatter = (scatter + scatter.T) / 2
-    return Spread(count, (origin + shift).cpu().numpy(), scatter.cpu().numpy())
+    scatter = _products(values)
+    deviation = (scatter.diagonal() / count).sqrt()
+    values /= torch.where(deviation > 0, deviation, 1.0)
+    lengths = values.square().mean(dim=1, keepdim=True).sqrt()
+    directions = (values / lengths)[lengths[:, 0] > 0]
+    return Spread(
+        count,
+        (origin + shift).cpu().numpy(),
+        scatter.cpu().numpy(),
+        len(directions),
+        _products(directions).cpu().numpy(),
+    )
+
+
+def _products(vectors: Tensor) -> Tensor:
+    """Sum of outer products; a matrix product's two halves may differ in their last bits."""
+    sums = vectors.T @ vectors
+    return (sums + sums.T) / 2

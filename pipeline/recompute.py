@@ -14,6 +14,7 @@ from itertools import groupby, islice, repeat
 import pyarrow.compute as pc
 
 from infra.catalog import Catalog, Snapshot, read_teacher
+from infra.codec.codec import open_codec
 from infra.devices import pick_device
 from infra.pixels.decode import silence_pillow
 from infra.plan_reader import PlanReader
@@ -116,7 +117,8 @@ class Recomputation:
         self, loaded: LoadedTeacher, text: str, pool: ThreadPoolExecutor, meter: Meter
     ) -> Comparison:
         path, chosen = SetPath.parse(text), self._chosen[text]
-        codec = unseal(self._store.get(path.codec_json), CodecRecord, path.codec_json)
+        record = unseal(self._store.get(path.codec_json), CodecRecord, path.codec_json)
+        codec = open_codec(self._store, record)
         side = loaded.record.pixels(path.grid)
         found = Comparison(_count(chosen))
         rows = self._read(chosen, found)

@@ -7,6 +7,7 @@ names. Shards are computed again (pipeline/mend.py); the records beside them are
 from collections.abc import Sequence
 
 from infra.catalog import Catalog
+from infra.codec.codec import TokenCodec
 from infra.devices import pick_device
 from infra.plan_reader import PlanReader
 from infra.store import ObjectStore
@@ -20,7 +21,7 @@ from pipeline.publish import Place
 from pipeline.teachers import load_teacher
 from pipeline.verify import walk
 from schemas import layout, shard
-from schemas.codec import codec_record
+from schemas.codec import choice_of, codec_record
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS, MAX_SPAN_IMAGES
@@ -55,8 +56,7 @@ def find_damaged(
         set_path = SetPath.parse(path)
         _mend_records(catalog.store, set_path, known[set_path.fingerprint12], codec_sha256)
     for line in lines:
-        task = known[SetPath.parse(line["set"]).fingerprint12]
-        _mend_array(catalog.store, line, plans[line["generation"]], task.record.patch_width)
+        _mend_array(catalog.store, line, plans[line["generation"]])
     findings = Findings()
     for path, codec_sha256 in sorted({(line["set"], line["codec_sha256"]) for line in lines}):
         check_set(catalog.store, SetPath.parse(path), codec_sha256, findings)
@@ -113,13 +113,13 @@ def _mend_records(store: ObjectStore, path: SetPath, task: TeacherTask, codec_sh
             f"{path.codec_json}: is damaged, and {calibration_key}, which gives it, is missing",
             key=calibration_key,
         ) from None
-    sealed = seal(codec_record(path.codec.partition("-")[0], calibration))
+    sealed = seal(codec_record(choice_of(path.codec_label), calibration))
     if digest(sealed) != codec_sha256:
         raise DamageError(f"{path.codec_json}: is damaged, and {calibration_key} gives another")
     put(store, path.codec_json, sealed)
 
 
-def _mend_array(store: ObjectStore, line: Line, plan: PlanCommit, patch_width: int) -> None:
+def _mend_array(store: ObjectStore, line: Line, plan: PlanCommit) -> None:
     """A set's zarr.json of a generation: made anew for the shard size that the commits name."""
     path = SetPath.parse(line["set"])
     key = path.array(line["generation"])
@@ -128,10 +128,11 @@ def _mend_array(store: ObjectStore, line: Line, plan: PlanCommit, patch_width: i
             return
     except NotFound:
         pass
-    shape = (plan.rows, path.grid**2, patch_width)
+    record = unseal(store.get(path.codec_json), CodecRecord, path.codec_json)
+    form = TokenCodec(record).row_form(path.grid**2)
     rows = BLOCK_ROWS
     while rows <= MAX_SPAN_IMAGES:
-        data = shard.array_metadata(*shape, rows)
+        data = shard.array_metadata(plan.rows, form, rows)
         if digest(data) == line["array_sha256"]:
             put(store, key, data)
             return

@@ -37,8 +37,8 @@ class StoredRow:
     draws: Draws | None
     image_sha256: bytes
     pixels_sha256: bytes
-    tokens: Halves
-    """[tokens, channels], standardised."""
+    tokens: shard.Rows
+    """[height, width], as they lie in their shard."""
     cls: Halves | None
     """[channels], standardised."""
 
@@ -149,24 +149,26 @@ def read_rows(
     return rows
 
 
-def _tokens(store: ObjectStore, line: Line, inside: Whole, checksums: list[int]) -> list[Halves]:
-    """[tokens, channels] of rows of a shard, each the one whose checksum the CLS table names."""
+def _tokens(
+    store: ObjectStore, line: Line, inside: Whole, checksums: list[int]
+) -> list[shard.Rows]:
+    """[height, width] of rows of a shard, each the one whose checksum the CLS table names."""
     array, key = SetPath.parse(line["set"]).array(line["generation"]), line["tokens_key"]
     metadata = store.get(array)
     if digest(metadata) != line["array_sha256"]:
         raise DamageError(f"{array}: is not what the commits name", key=array)
-    _, *shape = shard.shape_of(metadata)
+    _, form = shard.form_of(metadata)
     rows_per_shard = shard.rows_per_shard_of(metadata)
     head = store.get_range(key, 0, shard.index_bytes(rows_per_shard))
     index = shard.decode_index(head, key, rows_per_shard)
     found = []
     for place, checksum in zip(inside.tolist(), checksums):
         offset, length = (int(value) for value in index[place])
-        if length != 2 * shape[0] * shape[1] + shard.CRC_BYTES:
+        if length != form.bytes + shard.CRC_BYTES:
             raise DamageError(f"{key}: row {place} of the shard is not there", key=key)
         chunk = store.get_range(key, offset, offset + length)
         body = shard.check_chunk(chunk, key, place)
         if shard.stored_checksum(chunk) != checksum:
             raise DamageError(f"{key}: row {place} of the shard is of another row", key=key)
-        found.append(np.frombuffer(body, "<f2").reshape(shape))
+        found.append(shard.rows_from(body, form)[0])
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infra.codec.codec import open_codec
 from infra.store import ObjectStore
 from pipeline.job import Damaged, FeatureSet, ShardTask, SpanTask, TeacherTask
 from pipeline.listing import Standing
@@ -32,7 +33,7 @@ def feature_sets(
         for grid in teacher.grids:
             key = layout.calibration(teacher.record.fingerprint12, grid)
             calibration = unseal(store.get(key), Calibration, key)
-            codec = codec_record(config.codec_of(teacher.name).tokens, calibration)
+            codec = codec_record(config.codec_of(teacher.name), calibration)
             path = layout.SetPath(teacher.record.fingerprint12, grid, codec_folder(codec))
             sealed = seal(codec)
             if create(store, path.codec_json, sealed) != sealed:
@@ -46,7 +47,7 @@ def feature_sets(
                     teacher=teacher.name,
                     path=path,
                     record=teacher.record,
-                    codec=codec,
+                    codec=open_codec(store, codec),
                     codec_sha256=digest(sealed),
                 )
             )
@@ -68,12 +69,11 @@ def frozen_array(
 ) -> bytes:
     """Create the set's array for a generation, or find it; either way its shard size is frozen."""
     key = feature_set.path.array(plan.generation)
-    rows = rows_per_shard(feature_set.row_bytes, plan.span_images, asked)
-    channels = feature_set.record.patch_width
-    shape = (plan.rows, feature_set.token_count, channels)
-    found = create(store, key, shard.array_metadata(*shape, rows))
+    form = feature_set.row_form
+    rows = rows_per_shard(form.bytes, plan.span_images, asked)
+    found = create(store, key, shard.array_metadata(plan.rows, form, rows))
     try:
-        sound = found == shard.array_metadata(*shape, shard.rows_per_shard_of(found))
+        sound = found == shard.array_metadata(plan.rows, form, shard.rows_per_shard_of(found))
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:

@@ -218,8 +218,9 @@ class Worker:
                     note.reason = "the teacher's features are not finite in float16"
                     buffer.put(row, note)
                     continue
-                note.cosine = float(encoded.cosine[index])
+                note.cosine = encoded.cosine[index]
                 note.relative_rms = float(encoded.relative_rms[index])
+                note.saturated = float(encoded.saturated[index])
                 stored_cls = None if encoded.cls is None else encoded.cls[index]
                 buffer.put(row, note, encoded.tokens[index], stored_cls)
             start = time.perf_counter()

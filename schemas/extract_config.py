@@ -69,8 +69,24 @@ Grids = Annotated[tuple[Grid, ...], BeforeValidator(one_or_several), AfterValida
 
 
 class CodecChoice(StrictModel):
-    tokens: Literal["fp16"] = "fp16"
-    """How standardised patch tokens are stored."""
+    tokens: Literal["fp16", "int8", "int4", "variable"] = "fp16"
+    """How standardised patch tokens are stored. `variable`: wide channels get more bits."""
+    bits: float | None = Field(None, ge=1.5, le=8)
+    """Of `variable`: mean of a channel of a token, all that is stored with it included; 4 if not
+    said."""
+    rotation: Literal["none", "hadamard", "pca"] | None = None
+    """Basis that tokens are stored in: their own channels, one in which all channels are equally
+    wide, or the principal axes. If not said: none for int8, hadamard for int4, pca for variable."""
+    min_cosine: float = Field(0.9, ge=0, le=1)
+    """An extraction ends where a shard's tokens have a mean cosine to the exact ones below it."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "CodecChoice":
+        if self.bits is not None and self.tokens != "variable":
+            raise ValueError(f"bits: {self.tokens} has a fixed number; use tokens: variable")
+        if self.tokens == "fp16" and self.rotation not in (None, "none"):
+            raise ValueError("rotation: fp16 has nothing to gain from one; leave it out")
+        return self
 
 
 class Teacher(StrictModel):

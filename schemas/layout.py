@@ -88,6 +88,10 @@ def covariance(fingerprint12: str, grid: int, vector: str, attempt: str) -> str:
     return f"features/{fingerprint12}/g{grid}/covariance.{vector}.{attempt}.parquet"
 
 
+def axes(fingerprint12: str, grid: int, attempt: str) -> str:
+    return f"features/{fingerprint12}/g{grid}/axes.{attempt}.parquet"
+
+
 def probe(fingerprint12: str, grid: int) -> str:
     return f"features/{fingerprint12}/g{grid}/probe.json"
 
@@ -99,7 +103,7 @@ class SetPath:
     fingerprint12: str
     grid: int
     codec: str
-    """Name and first 8 hex digits of the sha256 of codec.json, as `fp16-0a1b2c3d`."""
+    """Label and first 8 hex digits of the sha256 of codec.json, as `fp16-0a1b2c3d`."""
 
     def __str__(self) -> str:
         return f"features/{self.fingerprint12}/g{self.grid}/{self.codec}"
@@ -108,6 +112,10 @@ class SetPath:
     def parse(cls, text: str) -> "SetPath":
         _, fingerprint12, grid, codec = text.split("/")
         return cls(fingerprint12, int(grid[1:]), codec)
+
+    @property
+    def codec_label(self) -> str:
+        return self.codec.partition("-")[0]
 
     @property
     def codec_json(self) -> str:

@@ -133,6 +133,19 @@ class Calibration(StrictModel):
     cls: Moments | None
     tokens_covariance: ObjectRecord
     cls_covariance: ObjectRecord | None
+    tokens_shape: "Shape"
+
+
+class Shape(StrictModel):
+    """Of tokens standardised within their batch and brought to unit spread: what directions they
+    take, however long they are. A few outlier tokens hardly change it."""
+
+    own: tuple[float, ...]
+    """Variance of each channel."""
+    principal: tuple[float, ...]
+    """Variance along each principal axis, the largest first."""
+    axes: ObjectRecord
+    """Table of the axes (tables.axes_schema)."""
 
 
 class ProbeVectors(StrictModel):
@@ -162,7 +175,16 @@ class Affine(StrictModel):
 class CodecRecord(StrictModel):
     """`codec.json`: all that is needed to decode; a pure function of a calibration and a choice."""
 
-    tokens_codec: str
+    tokens_codec: Literal["fp16", "int8", "int4", "variable"]
+    bits: float | None
+    """Of `variable`: mean of a channel of a token."""
+    rotation: Literal["none", "hadamard", "pca"]
+    axes: ObjectRecord | None
+    """Table of the axes of the rotation (tables.axes_schema); none without one."""
+    spreads: tuple[int, ...] | None
+    """Of `variable`: 16 log2 of each channel's spread, in the rotated basis."""
+    frequencies: tuple[tuple[int, ...], ...] | None
+    """Of `variable`: for each table of 2^15 the share of code 0, and of each of +-1, +-2, ..."""
     tokens: Affine
     cls: Affine | None
     calibration_images: int
@@ -173,8 +195,13 @@ class ShardError(StrictModel):
     """What storing cost, on standardised tokens of the shard's good rows."""
 
     cosine_mean: float | None
+    cosine_p1: float | None
+    """1st percentile of the tokens' cosines."""
     cosine_min: float | None
     relative_rms: float | None
+    saturated: float | None
+    """Share of the values beyond the last code: of `variable` the share of tokens that were made
+    coarser until none was."""
 
 
 class ShardCommit(StrictModel):

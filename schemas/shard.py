@@ -12,7 +12,7 @@ tensorstore read the same bytes (tests/contract).
 
 import json
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,33 +25,48 @@ CRC_BYTES = 4
 _ABSENT = np.uint64(2**64 - 1)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-HalfRows = npt.NDArray[np.float16]
+Rows: TypeAlias = npt.NDArray[np.float16] | npt.NDArray[np.uint8]
 
 
-def array_metadata(rows: int, tokens: int, channels: int, rows_per_shard: int) -> bytes:
+class RowForm(NamedTuple):
+    """What a row's tokens are in a shard."""
+
+    dtype: Literal["float16", "uint8"]
+    height: int
+    """Tokens of a row; 1 where a row is one string of bytes."""
+    width: int
+    """Channels, or bytes."""
+
+    @property
+    def bytes(self) -> int:
+        return self.height * self.width * np.dtype(self.dtype).itemsize
+
+
+def array_metadata(rows: int, form: RowForm, rows_per_shard: int) -> bytes:
     """`zarr.json` of a set's generation: a pure function of its shape and frozen shard size."""
     endian = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
+    is_float = form.dtype == "float16"
     sharding = {
-        "chunk_shape": [1, tokens, channels],
-        "codecs": [endian, checksum],
+        "chunk_shape": [1, form.height, form.width],
+        "codecs": [endian if is_float else {"name": "bytes"}, checksum],
         "index_codecs": [endian, checksum],
         "index_location": "start",
     }
     metadata = {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [rows, tokens, channels],
-        "data_type": "float16",
+        "shape": [rows, form.height, form.width],
+        "data_type": form.dtype,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [rows_per_shard, tokens, channels]},
+            "configuration": {"chunk_shape": [rows_per_shard, form.height, form.width]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
+        "fill_value": "NaN" if is_float else 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "attributes": {},
-        "dimension_names": ["row", "token", "channel"],
+        "dimension_names": ["row", "token", "channel" if is_float else "byte"],
     }
     return json.dumps(metadata, indent=1).encode()
 
@@ -61,25 +76,26 @@ def rows_per_shard_of(metadata: bytes) -> int:
     return int(json.loads(metadata)["chunk_grid"]["configuration"]["chunk_shape"][0])
 
 
-def shape_of(metadata: bytes) -> tuple[int, int, int]:
-    """(rows, tokens, channels) that a `zarr.json` states."""
-    rows, tokens, channels = json.loads(metadata)["shape"]
-    return int(rows), int(tokens), int(channels)
+def form_of(metadata: bytes) -> tuple[int, RowForm]:
+    """How many rows a `zarr.json` states, and of which form."""
+    told = json.loads(metadata)
+    rows, height, width = told["shape"]
+    return int(rows), RowForm(told["data_type"], int(height), int(width))
 
 
 def index_bytes(rows_per_shard: int) -> int:
     return ENTRY_BYTES * rows_per_shard + CRC_BYTES
 
 
-def encode(rows: HalfRows, present: Sequence[bool], rows_per_shard: int) -> bytearray:
-    """Encode `rows` [n <= rows_per_shard, tokens, channels]; a row not `present` gets no chunk."""
+def encode(rows: Rows, present: Sequence[bool], rows_per_shard: int) -> bytearray:
+    """Encode `rows` [n <= rows_per_shard, height, width]; a row not `present` gets no chunk."""
     body_bytes = rows[0].nbytes
     start = index_bytes(rows_per_shard)
     chunk_bytes = body_bytes + CRC_BYTES
     data = bytearray(start + chunk_bytes * sum(present))
     index = np.full((rows_per_shard, 2), _ABSENT, dtype="<u8")
     chunks = np.frombuffer(data, np.uint8)[start:].reshape(-1, chunk_bytes)
-    little = np.ascontiguousarray(rows, dtype="<f2")
+    little = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
     for slot, row in enumerate(np.flatnonzero(present)):
         body = little[row].reshape(-1).view(np.uint8)
         chunks[slot, :body_bytes] = body
@@ -135,22 +151,29 @@ def check_chunk(chunk: memoryview, key: str, row: int) -> memoryview:
     return body
 
 
-def decode(data: bytes, key: str, row_shape: tuple[int, ...], rows_per_shard: int) -> HalfRows:
-    """Every row of a whole object [rows_per_shard, tokens, channels], NaN where it has no chunk.
+def decode(data: bytes, key: str, form: RowForm, rows_per_shard: int) -> Rows:
+    """Every row of a whole object [rows_per_shard, height, width]; where it has no chunk, NaN or 0.
 
     Raises:
         DamageError: any byte that a reader would use is not what was written.
     """
     index = decode_index(data, key, rows_per_shard)
-    rows = np.full((rows_per_shard, *row_shape), np.nan, np.float16)
+    shape = (rows_per_shard, form.height, form.width)
+    rows: Rows = np.full(shape, np.nan if form.dtype == "float16" else 0, form.dtype)
     view = memoryview(data)
     for row in np.flatnonzero(~is_absent(index)):
         offset, length = (int(value) for value in index[row])
         body = check_chunk(view[offset : offset + length], key, int(row))
         if len(body) != rows[row].nbytes:
             raise DamageError(f"{key}: row {row} has {len(body)} bytes", key=key, row=int(row))
-        rows[row] = np.frombuffer(body, "<f2").reshape(row_shape)
+        rows[row] = rows_from(body, form)[0]
     return rows
+
+
+def rows_from(body: Buffer, form: RowForm) -> Rows:
+    """Rows that follow one another [rows, height, width], a view of the bytes."""
+    little = np.dtype(form.dtype).newbyteorder("<")
+    return np.frombuffer(body, little).reshape(-1, form.height, form.width)
 
 
 def _crc(data: Buffer) -> bytes:

@@ -89,6 +89,14 @@ def covariance_schema(width: int) -> pa.Schema:
     return pa.schema([pa.field("covariance", pa.list_(pa.float64(), width), nullable=False)])
 
 
+def axes_schema(width: int) -> pa.Schema:
+    """An axis of each rotation a line, in units of 2^-18 (infra/codec/rotation.py)."""
+    axis = pa.list_(pa.int32(), width)
+    return pa.schema(
+        [pa.field("pca", axis, nullable=False), pa.field("hadamard", axis, nullable=False)]
+    )
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet with a checksum on every page."""
     return joined([table], table.schema)

@@ -30,6 +30,9 @@ class TeacherTerm(StrictModel):
     grids: tuple[Grid, ...] | None = Field(None, min_length=1)
     """Grids of this teacher's targets; by default the one it was cached at. Of several (stage
     `multires`) each step draws one, for all teachers that have several."""
+    codec: str | None = None
+    """Which of several codecs it was cached in, as in paths (`int8`, `variable3.pca`); by default
+    the one that was written last."""
     drop: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which this teacher is left out."""
 

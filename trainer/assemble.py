@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from schemas.shard import Rows
 from trainer.batch import Batch, State, Target
 from trainer.cache import Block
 from trainer.epochs import Drawn
@@ -90,25 +91,33 @@ class Assembler:
 
     def _target(self, name: str, grid: int, blocks: Sequence[tuple[Block, int]]) -> Target:
         info, count = self._teachers[name], max(1, len(blocks))
-        tokens = self._room(count, (grid**2, info.patch_width), blocks)
+        codec = info.codecs[grid]
+        form = codec.row_form(grid**2)
+        tokens = self._room(count, (form.height, form.width), blocks, getattr(torch, form.dtype))
         gather(tokens, [(block.sets[name].tokens, row) for block, row in blocks])
         cls = None
         if info.cls_width is not None:
             cls = self._room(count, (info.cls_width,), blocks)
             gather(cls, [(block.sets[name].cls, row) for block, row in blocks])
-        return Target(grid=grid, tokens=tokens, cls=cls)
+        return Target(grid=grid, tokens=tokens, cls=cls, codec=codec)
 
-    def _room(self, count: int, shape: tuple[int, ...], rows: Sequence[object]) -> Tensor:
+    def _room(
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        rows: Sequence[object],
+        dtype: torch.dtype = torch.float16,
+    ) -> Tensor:
         """For as many rows; zeros only where none will be copied in, because they cost a write."""
         if not rows:
-            return self._zeros((count, *shape), torch.float16)
-        return torch.empty((count, *shape), dtype=torch.float16, pin_memory=self._pin)
+            return self._zeros((count, *shape), dtype)
+        return torch.empty((count, *shape), dtype=dtype, pin_memory=self._pin)
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=self._pin)
 
 
-def gather(into: Tensor, rows: Sequence[tuple[npt.NDArray[np.float16] | None, int]]) -> None:
+def gather(into: Tensor, rows: Sequence[tuple[Rows | None, int]]) -> None:
     """Copy one row of each array, one copy of each byte."""
     target = into.numpy()
     for place, (values, row) in enumerate(rows):

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from infra.codec.codec import TokenCodec
+
 State = dict[str, Any]
 """Where a stream stands: plain JSON, below a kilobyte."""
 
@@ -29,17 +31,26 @@ class Target:
     grid: int
     """Tokens per side."""
     tokens: Tensor
-    """float16 [batch, grid x grid, patch_width]."""
+    """[batch, height, width] of the codec's form: codes, decoded where they are learned from."""
     cls: Tensor | None
     """float16 [batch, cls_width]; None where the teacher has no CLS."""
+    codec: TokenCodec | None
+    """None where the tokens are float and not coded."""
     tokens_affine: Affine | None = None
     cls_affine: Affine | None = None
+
+    def standardised_tokens(self) -> Tensor:
+        """float32 [batch, grid x grid, patch_width], decoded on the device that they are on."""
+        if self.codec is None:
+            return self.tokens.float()
+        return self.codec.decode(self.tokens, self.grid**2)
 
     def to(self, device: str) -> "Target":
         return Target(
             grid=self.grid,
             tokens=_moved(self.tokens, device),
             cls=None if self.cls is None else _moved(self.cls, device),
+            codec=self.codec,
             tokens_affine=self.tokens_affine and self.tokens_affine.to(device),
             cls_affine=self.cls_affine and self.cls_affine.to(device),
         )

@@ -170,8 +170,8 @@ def _raw(case: Case, threads: int) -> Rate:
     store = open_store(case.cache, case.options.store)
     metadata = store.get(case.path.array(0))
     per_shard = shard.rows_per_shard_of(metadata)
-    rows, tokens, channels = shard.shape_of(metadata)
-    chunk = tokens * channels * 2 + shard.CRC_BYTES
+    rows, form = shard.form_of(metadata)
+    chunk = form.bytes + shard.CRC_BYTES
     head = shard.index_bytes(per_shard)
     keys = [case.path.tokens(0, number) for number in range(-(-rows // per_shard))]
 

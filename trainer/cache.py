@@ -8,6 +8,7 @@ no fill value is ever served.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,9 @@ class Block:
 
 Grids = Mapping[str, int | Sequence[int] | None]
 """Teacher name -> its grid, several, or None for the only one there is."""
+Codecs = Mapping[str, str | None]
+"""Teacher name -> label of the codec of its sets, or None for the one written last."""
+AS_WRITTEN: Codecs = MappingProxyType({})
 
 
 class CacheReader:
@@ -51,6 +55,7 @@ class CacheReader:
         teachers: None for every teacher of the snapshot.
         store: how S3 is reached.
         disk: folder, and bytes at most, that keep what was read.
+        codecs: for the teachers that were cached in several.
 
     Raises:
         CacheError: no cache, no such snapshot or teacher. DamageError: damaged records.
@@ -63,6 +68,7 @@ class CacheReader:
         teachers: Grids | None = None,
         store: StoreOptions = FROM_ENVIRONMENT,
         disk: tuple[Path, int] | None = None,
+        codecs: Codecs = AS_WRITTEN,
     ) -> None:
         self.store = open_store(cache, store)
         self.disk = None if disk is None else DiskCache(self.store, *disk)
@@ -93,7 +99,7 @@ class CacheReader:
                     f"{cache}: snapshot {number} has no teacher {name!r}; it has "
                     f"{', '.join(sorted(pinned.commit.teachers))}"
                 )
-            paths = _choose_sets(pinned.table, name, fp12, grids)
+            paths = _choose_sets(pinned.table, name, fp12, grids, codecs.get(name))
             self._sets[name] = {
                 path.grid: SetReader(self.store, path, pinned.table) for path in paths
             }
@@ -183,15 +189,27 @@ def _info(readers: Sequence[SetReader]) -> TeacherInfo:
         patch_width=record.patch_width,
         cls_width=record.cls_width,
         statistics={reader.path.grid: reader.statistics for reader in readers},
+        codecs={reader.path.grid: reader.codec for reader in readers},
     )
 
 
 def _choose_sets(
-    table: pa.Table, name: str, fp12: str, asked: int | Sequence[int] | None
+    table: pa.Table,
+    name: str,
+    fp12: str,
+    asked: int | Sequence[int] | None,
+    codec: str | None,
 ) -> list[SetPath]:
-    """The sets a teacher's name means: at the grids asked for, each of the codec written last."""
+    """The sets a teacher's name means: at the grids asked for, each of the codec asked for, or of
+    the one written last."""
     paths = [SetPath.parse(text) for text in pc.unique(table["set"]).to_pylist()]
-    mine = {path.grid: path for path in paths if path.fingerprint12 == fp12}
+    paths = [path for path in paths if path.fingerprint12 == fp12]
+    labels = sorted({path.codec_label for path in paths})
+    if codec is not None and codec not in labels:
+        raise ConfigError(
+            f"teachers.{name}.codec: not cached as {codec}; there is {', '.join(labels)}"
+        )
+    mine = {path.grid: path for path in paths if codec in (None, path.codec_label)}
     there = ", ".join(map(str, sorted(mine)))
     if asked is None and len(mine) > 1:
         raise ConfigError(f"teachers.{name}.grids: cached at {there}; name one")

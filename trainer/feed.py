@@ -123,6 +123,7 @@ def open_feed(
         for name, term in config.teachers.items()
     } or None
 
+    codecs = {name: term.codec for name, term in config.teachers.items()}
     local, size = config.loader.local_cache, int(config.loader.local_cache_gb * 2**30)
 
     def stream(name: str, part: Part | TrainConfig) -> CacheStream:
@@ -143,6 +144,7 @@ def open_feed(
             rank=rank,
             world=world,
             store=config.store,
+            codecs=codecs,
         )
 
     streams = {MAIN: stream(MAIN, config)}

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from crc32c import crc32c
 
 from infra.catalog import get_checked, read_teacher
+from infra.codec.codec import TokenCodec, open_codec
 from infra.store import ObjectStore
 from schemas import shard, tables
 from schemas.errors import DamageError, NotFound
@@ -49,14 +50,16 @@ class TeacherInfo:
     cls_width: int | None
     statistics: dict[int, Statistics]
     """By grid."""
+    codecs: dict[int, TokenCodec]
+    """By grid."""
 
 
 @dataclass(frozen=True)
 class SetBlock:
     """One set's rows of a block."""
 
-    tokens: Halves
-    """[rows, tokens, patch_width], standardised; zeros in bad rows."""
+    tokens: shard.Rows
+    """[rows, height, width] of the codec's form, as they lie in the cache; zeros in bad rows."""
     cls: Halves | None
     """[rows, cls_width], standardised; zeros in bad rows."""
     ok: npt.NDArray[np.bool_]
@@ -90,13 +93,21 @@ class SetReader:
     @property
     def row_bytes(self) -> int:
         """Of a row's tokens and CLS as they are handed out, and what is known of it beside."""
-        values = self.path.grid**2 * self.record.patch_width + (self.record.cls_width or 0)
-        return 2 * values + KNOWN_BYTES
+        return self._form.bytes + 2 * (self.record.cls_width or 0) + KNOWN_BYTES
+
+    @cached_property
+    def codec(self) -> TokenCodec:
+        key = self.path.codec_json
+        record = unseal(self._checked(key, self._line_at(0)["codec_sha256"]), CodecRecord, key)
+        return open_codec(self._store, record)
+
+    @cached_property
+    def _form(self) -> shard.RowForm:
+        return self.codec.row_form(self.path.grid**2)
 
     @cached_property
     def statistics(self) -> Statistics:
-        key = self.path.codec_json
-        codec = unseal(self._checked(key, self._line_at(0)["codec_sha256"]), CodecRecord, key)
+        codec = self.codec.record
         mean, std = (
             np.asarray(values, np.float32) for values in (codec.tokens.mean, codec.tokens.std)
         )
@@ -143,28 +154,31 @@ class SetReader:
         inside: int,
         ok: npt.NDArray[np.bool_],
         checksums: list[int | None],
-    ) -> Halves:
+    ) -> shard.Rows:
         """Rows [inside, inside + len(ok)) of a shard, in one ranged read; each must be the one
         whose checksum the CLS table names, not merely sound."""
         key = line["tokens_key"]
         entries = index[inside : inside + len(ok)]
         if not np.array_equal(shard.is_absent(entries), ~ok):
             raise self._damage(key, "its index and its CLS table disagree on which rows are good")
-        shape = (self.path.grid**2, self.record.patch_width)
+        form = self._form
+        shape = (form.height, form.width)
         if not ok.any():
-            return np.zeros((len(ok), *shape), np.float16)
-        size = shape[0] * shape[1] * 2 + shard.CRC_BYTES
+            return np.zeros((len(ok), *shape), form.dtype)
+        size = form.bytes + shard.CRC_BYTES
         start, count = int(entries[ok][0, 0]), int(ok.sum())
         if not np.array_equal(entries[ok][:, 0], start + size * np.arange(count, dtype=np.uint64)):
             raise self._damage(key, "its rows do not follow one another")
         data = self._get_range(key, start, start + size * count)
         self._refuse_other_chunks(key, data, inside, np.flatnonzero(ok).tolist(), checksums)
         # The rows as they lie, without a copy: a view that steps over each one's checksum.
-        rows = np.frombuffer(data, "<f2").reshape(count, -1)[:, : shape[0] * shape[1]]
+        kind = np.dtype(form.dtype).newbyteorder("<")
+        bodies = np.frombuffer(data, np.uint8).reshape(count, size)[:, : form.bytes]
+        rows = bodies.view(kind).reshape(count, *shape)
         if ok.all():
-            return rows.reshape(count, *shape)
-        tokens = np.zeros((len(ok), *shape), np.float16)
-        tokens[ok] = rows.reshape(count, *shape)
+            return rows
+        tokens = np.zeros((len(ok), *shape), form.dtype)
+        tokens[ok] = rows
         return tokens
 
     def _line(self, generation: int, number: int) -> dict[str, Any]:
@@ -190,7 +204,7 @@ class SetReader:
         self, key: str, data: memoryview, inside: int, rows: list[int], checksums: list[int | None]
     ) -> None:
         """Each chunk read must be whole, sound, and the one that the CLS table names."""
-        body = 2 * self.path.grid**2 * self.record.patch_width
+        body = self._form.bytes
         size = body + shard.CRC_BYTES
         if len(data) == size * len(rows):
             ends = np.frombuffer(data, np.uint8).reshape(len(rows), size)[:, body:]

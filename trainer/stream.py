@@ -21,7 +21,7 @@ from schemas.keyed_hash import hash_texts
 from schemas.store_config import StoreOptions
 from trainer.assemble import Assembler, Row
 from trainer.batch import Batch, State
-from trainer.cache import CacheReader, Grids
+from trainer.cache import AS_WRITTEN, CacheReader, Codecs, Grids
 from trainer.epochs import Drawn, Epochs
 from trainer.held_blocks import HeldBlocks
 from trainer.order import OrderKey
@@ -54,6 +54,7 @@ class CacheStream(IterableDataset[Batch]):
         disk: folder, and how many bytes of it, to keep what was read of a cache on S3 in.
         rank, world: which part of every batch is served here, of how many.
         store: how S3 is reached, where the environment does not say it.
+        codecs: name -> codec, for teachers that were cached in several, as `int8`.
 
     Raises:
         CacheError: no cache, no snapshot, no rows to serve.
@@ -79,10 +80,11 @@ class CacheStream(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         store: StoreOptions = FROM_ENVIRONMENT,
+        codecs: Codecs = AS_WRITTEN,
     ) -> None:
         super().__init__()
         silence_pillow()
-        self._reader = CacheReader(cache, snapshot, teachers, store, disk)
+        self._reader = CacheReader(cache, snapshot, teachers, store, disk, codecs)
         self._batch_size, self._seed, self._views = batch_size, seed, views
         self._sides = [pixels or 0] if isinstance(pixels, int | None) else list(pixels)
         automatic = min(MAX_AUTO_THREADS, os.cpu_count() or 1)

@@ -30,7 +30,7 @@ def patch_loss(
         weight: float32 [rows]; a row of weight 0 contributes nothing, whatever it holds.
         total: scalar, the weights of the whole batch; where it is 0 so is the loss.
     """
-    told = _standardised(target.tokens, target.tokens_affine)
+    told = _standardised(target.standardised_tokens(), target.tokens_affine)
     rows = token_rows(*meet(_usable(prediction, weight), _usable(told, weight)), loss)
     return weighted_share(rows, weight, total)
 

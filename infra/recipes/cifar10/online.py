@@ -63,6 +63,7 @@ class Teacher:
             grid=grid,
             tokens=_standardised(tokens, told.tokens_mean, told.tokens_std),
             cls=None if cls is None else _standardised(cls, told.cls_mean, told.cls_std),
+            codec=None,
         )
 
 
