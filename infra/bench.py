@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "extract": "pipeline.bench_extract:measure",
     "loader": "trainer.bench_loader:measure",
     "train": "trainer.bench_train:measure",
+    "codec": "pipeline.bench_codec:measure",
     "memory": "pipeline.bench_memory:measure",
 }
 

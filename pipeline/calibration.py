@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infra.codec.rotation import Float64s, equalised_axes, principal_axes
+from infra.codec.rotation import Float64s, equalised_axes, held_out_variances, principal_axes
 from infra.store import ObjectStore
 from pipeline.job import CalibrationPart, CalibrationTask, TeacherTask
 from pipeline.listing import Standing
@@ -109,7 +109,7 @@ class Calibrations:
                 cls=None if cls is None else cls.moments(),
                 tokens_covariance=_store_covariance(store, place, "tokens", tokens),
                 cls_covariance=None if cls is None else _store_covariance(store, place, "cls", cls),
-                tokens_shape=_store_shape(store, place, tokens.shape()),
+                tokens_shape=_store_shape(store, place, tokens.shapes()),
             )
             create(store, layout.calibration(*place), seal(calibration))
 
@@ -121,13 +121,14 @@ def _store_covariance(
     return _store(store, layout.covariance(*place, vector, uuid.uuid4().hex[:12]), data)
 
 
-def _store_shape(store: ObjectStore, place: tuple[str, int], shape: Float64s) -> Shape:
+def _store_shape(store: ObjectStore, place: tuple[str, int], shapes: Float64s) -> Shape:
     """The axes are stored because no two machines find them to the same bits."""
-    principal, variances = principal_axes(shape)
+    shape = shapes.mean(0)
+    principal = principal_axes(shape)
     axes = axes_parquet(principal, equalised_axes(principal))
     return Shape(
         own=tuple(np.diagonal(shape).tolist()),
-        principal=tuple(variances.tolist()),
+        principal=tuple(held_out_variances(shapes).tolist()),
         axes=_store(store, layout.axes(*place, uuid.uuid4().hex[:12]), axes),
     )
 

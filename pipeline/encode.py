@@ -41,15 +41,22 @@ def encode(codec: TokenCodec, cls: Tensor | None, tokens: Tensor) -> Encoded:
         cls: [rows, channels] or None. tokens: [rows, tokens, channels]. On any device.
     """
     record = codec.record
+    if cls is not None and record.cls is not None:
+        cls = _standardise(cls, record.cls.mean, record.cls.std)
     standardised = _standardise(tokens, record.tokens.mean, record.tokens.std)
+    return encode_standardised(codec, cls, standardised)
+
+
+def encode_standardised(codec: TokenCodec, cls: Tensor | None, standardised: Tensor) -> Encoded:
+    """As `encode`, of features that are standardised already."""
     finite = (standardised.abs() <= LARGEST).flatten(1).all(1)
     coded = codec.encode(torch.where(finite[:, None, None], standardised, 0.0))
     exact, kept = coded.exact, coded.decoded
     cosine = torch.nn.functional.cosine_similarity(exact, kept, dim=-1)
     difference, size = (exact - kept).flatten(1).norm(dim=1), exact.flatten(1).norm(dim=1)
     stored_cls = None
-    if cls is not None and record.cls is not None:
-        stored_cls = _standardise(cls, record.cls.mean, record.cls.std).half()
+    if cls is not None:
+        stored_cls = cls.half()
         finite &= stored_cls.isfinite().all(1)
     return Encoded(
         tokens=coded.stored.cpu().numpy(),

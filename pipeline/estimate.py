@@ -10,6 +10,7 @@ from dataclasses import asdict
 from infra.command import Outcome
 from infra.pixels.decode import silence_pillow
 from infra.sources import open_source
+from infra.store import open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline.bill import Bill, make_bill
 from pipeline.difference import tell
@@ -25,6 +26,7 @@ from pipeline.pace import (
     this_machine,
     time_teacher,
 )
+from pipeline.predict import Prediction, predict
 from pipeline.sets import rows_per_shard
 from pipeline.teachers import load_teacher
 from schemas.extract_config import ExtractConfig
@@ -53,10 +55,13 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
         terminal.warn(f"images {source.url}: no sound picture found; nothing to time")
         return Outcome(_result(config, ahead, None))
     terminal.decide("timed on", machine.device, machine.reason)
-    paces = _time_teachers(config, terminal, ahead, teachers, machine, sample, keys)
+    paces, predictions = _time_teachers(config, terminal, ahead, teachers, machine, sample, keys)
     bill = make_bill(config, ahead, teachers, machine, paces, sample.pace)
     _tell_bill(terminal, bill)
-    return Outcome(_result(config, ahead, bill))
+    codecs: dict[str, dict[str, object]] = {}
+    for (name, grid), told in predictions.items():
+        codecs.setdefault(name, {})[str(grid)] = [asdict(each) for each in told]
+    return Outcome({**_result(config, ahead, bill), "codecs": codecs})
 
 
 def _time_teachers(
@@ -67,11 +72,13 @@ def _time_teachers(
     machine: Machine,
     sample: Sample,
     names: Sequence[str],
-) -> dict[Pair, TeacherPace]:
-    """The paces of every teacher at every grid; one teacher at a time is in memory."""
+) -> tuple[dict[Pair, TeacherPace], dict[Pair, list[Prediction]]]:
+    """The paces of every teacher at every grid, and what each codec would make of its tokens; one
+    teacher at a time is in memory."""
     _tell_pictures(terminal, sample.pace)
     span = max(generation.plan.span_images for generation in ahead.standing)
-    paces = {}
+    store = open_store(config.cache, config.store)
+    paces, predictions = {}, {}
     for task in teachers:
         loaded = load_teacher(task.teacher, task.precision, machine.device)
         for each in ahead.sets:
@@ -87,7 +94,12 @@ def _time_teachers(
                 f"{_ms(pace.encode)} encode, {_ms(pace.write)} write, {human_bytes(pace.bytes)} a "
                 f"row, in batches of {batch}"
             )
-    return paces
+            place = (task.record.fingerprint12, each.path.grid)
+            _, tokens = loaded(squares[:batch])
+            told = predict(store, place, tokens, config.codec_of(task.name))
+            predictions[task.name, each.path.grid] = told
+            terminal.say(f"codecs       {'; '.join(map(str, told))}")
+    return paces, predictions
 
 
 def _result(config: ExtractConfig, ahead: Forecast, bill: Bill | None) -> dict[str, object]:

@@ -28,6 +28,7 @@ from infra.store_check import refuse_unsafe_store
 from infra.terminal import Terminal
 from pipeline import sets as feature_sets
 from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
+from pipeline.derive import sources_of, tell_derived
 from pipeline.difference import difference, tell
 from pipeline.job import Damaged, GivenUp, Job, SpanTask, TeacherTask
 from pipeline.lease import lease
@@ -207,14 +208,18 @@ class _Extraction:
     def _find_missing(self) -> tuple[Work, list[SpanTask]]:
         work = Work(feature_sets.feature_sets(self._store, self._config, self._teachers))
         tasks: list[SpanTask] = []
+        sources = sources_of(Catalog(self._store), work.sets)
+        asked = self._config.rows_per_shard
         for generation in self._standing:
             missing = feature_sets.missing_of(
-                self._store, work.sets, generation, self._config.rows_per_shard, self._damaged
+                self._store, work.sets, generation, asked, self._damaged, sources
             )
             work.committed += missing.committed
-            spans = np.array([task.span for task in missing.tasks], np.int64)
+            seen = [task.span for task in missing.tasks if task.needs_pictures]
+            spans = np.array(seen, np.int64)
             self._refuse_lost_pictures(generation, spans)
             tasks += missing.tasks
+        tell_derived(self._terminal, work.sets, tasks)
         return work, tasks
 
     def _refuse_lost_pictures(self, generation: Standing, spans: Whole) -> None:

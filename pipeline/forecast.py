@@ -16,6 +16,7 @@ from infra.sources import Source
 from infra.store import ObjectStore, open_store
 from infra.terminal import Terminal
 from pipeline.calibration import calibration_tasks, uncalibrated
+from pipeline.derive import sources_of, tell_derived
 from pipeline.difference import Lack, difference
 from pipeline.growth import Growth, growths
 from pipeline.job import CalibrationTask, FeatureSet, SpanTask, TeacherTask
@@ -94,8 +95,12 @@ def forecast(
         store.create(key, seal(_placeholder(store, record, grid)))
     sets = feature_sets(store, config, teachers)
     left = Work()
+    sources = sources_of(catalog, sets)
     for generation in standing:
-        for task in missing_of(store, sets, generation, config.rows_per_shard).tasks:
+        asked = config.rows_per_shard
+        tasks = missing_of(store, sets, generation, asked, sources=sources).tasks
+        tell_derived(terminal, sets, tasks)
+        for task in tasks:
             _count(left, sets, generation, task)
     every = [(index, grid) for index, task in enumerate(teachers) for grid in task.grids]
     calibration = _calibrating(teachers, pairs, samples)
@@ -165,6 +170,8 @@ def _count(work: Work, sets: Sequence[FeatureSet], generation: Standing, task: S
     read = generation.present[images]
     wanted: dict[int, npt.NDArray[np.bool_]] = {}
     for shard in task.shards:
+        if shard.sources:
+            continue
         feature_set = sets[shard.feature_set]
         first = shard.first_row - span.first_row
         inside = slice(first, first + shard.rows)
@@ -173,8 +180,9 @@ def _count(work: Work, sets: Sequence[FeatureSet], generation: Standing, task: S
         work.rows[feature_set.teacher, feature_set.path.grid] += int(read[inside].sum())
     for side, squares in wanted.items():
         work.squares[side] += int(squares.sum())
-    seen = np.logical_or.reduce(list(wanted.values()))
-    work.pictures += len(np.unique(images[seen]))
+    if wanted:
+        seen = np.logical_or.reduce(list(wanted.values()))
+        work.pictures += len(np.unique(images[seen]))
 
 
 def _calibrating(

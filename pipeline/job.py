@@ -32,6 +32,8 @@ class FeatureSet:
     record: TeacherRecord
     codec: TokenCodec
     codec_sha256: str
+    min_cosine: float = 0.0
+    """Below which a shard's mean cosine must not be."""
 
     @property
     def token_count(self) -> int:
@@ -59,6 +61,21 @@ class Damaged:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A shard of the same teacher at the same grid, stored as float16."""
+
+    first_row: int
+    rows: int
+    rows_per_shard: int
+    tokens: ObjectRecord
+    cls: ObjectRecord
+
+    @property
+    def end(self) -> int:
+        return self.first_row + self.rows
+
+
+@dataclass(frozen=True)
 class ShardTask:
     """A shard that is missing, or damaged."""
 
@@ -71,6 +88,8 @@ class ShardTask:
     rows_per_shard: int
     array_sha256: str
     damaged: Damaged | None = None
+    sources: tuple[Source, ...] = ()
+    """That it is made from; none where it is computed from pictures."""
 
 
 Excused = tuple[tuple[int, str], ...]
@@ -85,6 +104,10 @@ class SpanTask:
     span: int
     shards: tuple[ShardTask, ...]
     excused: Excused
+
+    @property
+    def needs_pictures(self) -> bool:
+        return not all(shard.sources for shard in self.shards)
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,18 @@ class Spread:
     """[width]"""
     scatter: Float64s
     """[width, width]: sum of the outer products of the distances from the mean; symmetric."""
-    shape_count: int
-    """How many had a direction: all but those that are the mean of their batch."""
-    shape: Float64s
-    """[width, width]: sum of the outer products of the vectors, each standardised within its batch
-    and brought to a root mean square of 1 (the spatial sign covariance, of which outliers are but
-    as much a part as others are)."""
+    shape_counts: Float64s
+    """[2]: of each half, how many had a direction: all but those that are the mean of their
+    batch."""
+    shapes: Float64s
+    """[2, width, width]: for each half of the pictures the sum of the outer products of the
+    vectors, each standardised within its batch and brought to a root mean square of 1 (the spatial
+    sign covariance, of which outliers are but as much a part as others are)."""
 
     @classmethod
     def of_none(cls, width: int) -> "Spread":
         nothing = np.zeros((width, width))
-        return cls(0, np.zeros(width), nothing, 0, nothing)
+        return cls(0, np.zeros(width), nothing, np.zeros(2), np.zeros((2, width, width)))
 
     def merged(self, other: "Spread") -> "Spread":
         """Of both kinds of vectors together."""
@@ -56,8 +57,8 @@ class Spread:
             total,
             self.mean + delta * (other.count / total),
             scatter,
-            self.shape_count + other.shape_count,
-            self.shape + other.shape,
+            self.shape_counts + other.shape_counts,
+            self.shapes + other.shapes,
         )
 
 
@@ -93,11 +94,15 @@ class MomentsMeter:
             return np.eye(self.width)
         return self.spread.scatter / self.spread.count
 
-    def shape(self) -> Float64s:
-        """[width, width], of trace `width`: the covariance of directions. Of none the identity."""
-        if self.spread.shape_count == 0:
-            return np.eye(self.width)
-        return self.spread.shape / self.spread.shape_count
+    def shapes(self) -> Float64s:
+        """[2, width, width], each of trace `width`: the covariance of directions in each half of
+        the pictures; of both in each where one has none, and without any the identity."""
+        counts, sums = self.spread.shape_counts, self.spread.shapes
+        if counts.sum() == 0:
+            return np.stack([np.eye(self.width)] * 2)
+        if (counts == 0).any():
+            counts, sums = counts.sum(), np.stack([sums.sum(0)] * 2)
+        return sums / np.reshape(counts, (-1, 1, 1))
 
 
 def covariance_parquet(matrix: Float64s) -> bytes:
@@ -138,13 +143,17 @@ def _spread(vectors: Tensor) -> Spread:
     deviation = (scatter.diagonal() / count).sqrt()
     values /= torch.where(deviation > 0, deviation, 1.0)
     lengths = values.square().mean(dim=1, keepdim=True).sqrt()
-    directions = (values / lengths)[lengths[:, 0] > 0]
+    # Vectors come picture after picture, so halves of them are of different pictures.
+    halves = [
+        (part / length)[length[:, 0] > 0]
+        for part, length in zip(values.tensor_split(2), lengths.tensor_split(2))
+    ]
     return Spread(
         count,
         (origin + shift).cpu().numpy(),
         scatter.cpu().numpy(),
-        len(directions),
-        _products(directions).cpu().numpy(),
+        np.array(list(map(len, halves)), np.float64),
+        np.stack([_products(half).cpu().numpy() for half in halves]),
     )
 
 

@@ -20,6 +20,7 @@ def orders_of_task(plan: PlanReader, task: SpanTask, sets: Sequence[FeatureSet])
             sets[shard.feature_set].pixels,
         )
         for shard in task.shards
+        if not shard.sources
         for row in range(shard.first_row, shard.first_row + shard.rows)
     }
     return _excuse(orders_of_span(plan, span, sorted(wanted)), task.excused)

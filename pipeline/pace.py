@@ -177,9 +177,6 @@ def _time_shard(
     for row in range(rows):
         index = row % len(encoded.tokens)
         note = RowNote(names[row % len(names)], 0, None, os.urandom(32), row, row, os.urandom(32))
-        note.cosine = encoded.cosine[index]
-        note.relative_rms = float(encoded.relative_rms[index])
-        note.saturated = float(encoded.saturated[index])
-        buffer.put(row, note, encoded.tokens[index], halves[row])
+        buffer.put_encoded(row, note, encoded, index, halves[row])
     _, written = commit(buffer, MemoryStore())
     return time.perf_counter() - start, written

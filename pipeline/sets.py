@@ -1,12 +1,13 @@
 """Feature sets: what is calibrated, what exists, what is missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from infra.codec.codec import open_codec
 from infra.store import ObjectStore
+from pipeline.derive import Sources, covering
 from pipeline.job import Damaged, FeatureSet, ShardTask, SpanTask, TeacherTask
 from pipeline.listing import Standing
 from pipeline.publish import Place
@@ -20,6 +21,7 @@ from schemas.sealed import digest, seal, unseal
 from schemas.spans import span_of
 
 MAX_SHARD_BYTES = 64 << 20
+NO_SOURCES: Sources = {}
 NONE_DAMAGED: Mapping[Place, Damaged] = {}
 
 
@@ -49,6 +51,7 @@ def feature_sets(
                     record=teacher.record,
                     codec=open_codec(store, codec),
                     codec_sha256=digest(sealed),
+                    min_cosine=config.codec_of(teacher.name).min_cosine,
                 )
             )
     return tuple(sets)
@@ -96,8 +99,9 @@ def missing_of(
     standing: Standing,
     rows_asked: int | str,
     damaged: Mapping[Place, Damaged] = NONE_DAMAGED,
+    sources: Sources = NO_SOURCES,
 ) -> Missing:
-    """What of a generation is to be computed; its arrays are created where they are not there."""
+    """What of a generation is to be made; its arrays are created where they are not there."""
     plan = standing.plan
     missing: list[tuple[int, ShardTask]] = []
     committed = []
@@ -110,7 +114,11 @@ def missing_of(
         }
         found = committed_shards(store, feature_set.path, plan.generation) - here.keys()
         committed.append((feature_set, plan, found))
-        missing += shard_tasks(index, array, standing, found, here)
+        exact = sources.get((str(feature_set.path), plan.generation), ())
+        missing += [
+            (span, replace(task, sources=covering(exact, task.first_row, task.rows)))
+            for span, task in shard_tasks(index, array, standing, found, here)
+        ]
     return Missing(span_tasks(standing, missing), committed)
 
 

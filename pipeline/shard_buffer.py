@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.encode import Encoded, Halves
 from pipeline.job import FeatureSet, ShardTask
 from schemas import shard, tables
 from schemas.records import ObjectRecord, ShardCommit, ShardError
@@ -66,7 +67,7 @@ class ShardBuffer:
         row: int,
         note: RowNote,
         tokens: shard.Rows | None = None,
-        cls: npt.NDArray[np.float16] | None = None,
+        cls: Halves | None = None,
     ) -> None:
         """Take in a row of the generation; without tokens it is bad, for the note's reason."""
         place = row - self.task.first_row
@@ -77,6 +78,19 @@ class ShardBuffer:
             self._tokens[place] = tokens
             if self._cls is not None and cls is not None:
                 self._cls[place] = cls
+
+    def put_encoded(
+        self, row: int, note: RowNote, encoded: Encoded, index: int, cls: Halves | None
+    ) -> None:
+        """Take in row `index` of what was encoded, which makes the row bad if it is not finite."""
+        if not encoded.finite[index]:
+            note.reason = "the teacher's features are not finite in float16"
+            self.put(row, note)
+            return
+        note.cosine = encoded.cosine[index]
+        note.relative_rms = float(encoded.relative_rms[index])
+        note.saturated = float(encoded.saturated[index])
+        self.put(row, note, encoded.tokens[index], cls)
 
     @property
     def _gathered(self) -> list[RowNote]:
@@ -105,7 +119,7 @@ class ShardBuffer:
         if not np.array_equal(held, wanted):
             return f"{held.sum()} good ones, not the {wanted.sum()} just computed"
         worst = _worst_cosine(*map(self._decoded, (self._tokens[present], stored[wanted])))
-        least = least_cosine(_error(self._gathered).cosine_mean)
+        least = least_cosine(self.error().cosine_mean)
         return "" if worst >= least else f"cosine {worst:.4f}, {least:.4f} needed to adopt it"
 
     def _decoded(self, rows: shard.Rows) -> Floats:
@@ -159,8 +173,12 @@ class ShardBuffer:
             array_sha256=task.array_sha256,
             attempt=attempt,
             revision=revision,
-            error=_error(self._gathered),
+            error=self.error(),
         )
+
+    def error(self) -> ShardError:
+        """What storing the rows cost."""
+        return _error(self._gathered)
 
 
 def least_cosine(of_codec: float | None) -> float:

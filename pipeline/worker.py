@@ -14,6 +14,7 @@ from infra.redact import printable
 from infra.sources import open_source
 from infra.store import open_store
 from pipeline.batches import Batches
+from pipeline.derive import derive
 from pipeline.encode import encode
 from pipeline.job import (
     CalibrationPart,
@@ -120,13 +121,17 @@ class Worker:
         Raises:
             TeacherError: as `calibrate`. SourceError: the data set is not there any more.
         """
-        sets = [self._sets[shard.feature_set] for shard in task.shards]
+        computed = [shard for shard in task.shards if not shard.sources]
+        sets = [self._sets[shard.feature_set] for shard in computed]
         self._guard({(feature_set.teacher, feature_set.path.grid) for feature_set in sets})
         plan = self._job.generations[task.generation]
         span = span_of(plan, task.span)
-        open_shards = [self._buffer(shard) for shard in task.shards]
+        open_shards = [self._buffer(shard) for shard in computed]
         tally = Tally()
         pending: list[Future[tuple[ShardCommit, int]]] = []
+        for buffer in [self._buffer(shard) for shard in task.shards if shard.sources]:
+            derive(buffer, self._store, self._job.device)
+            self._finish(buffer, pending)
         last_chunk = (span.images - 1) // self._decoder.chunk_images
         chunks = self._decoder.chunks(task, plan.views, self._orders(task))
         for number in range(last_chunk + 1):
@@ -143,10 +148,14 @@ class Worker:
                 self._fill(buffer, plan, span, first, pictures, tally)
             for buffer in [buffer for buffer in open_shards if buffer.complete]:
                 open_shards.remove(buffer)
-                pending.append(self._writer.submit(finish, buffer, self._store))
-                if len(pending) > WRITES_IN_FLIGHT:
-                    pending[-1 - WRITES_IN_FLIGHT].result()
+                self._finish(buffer, pending)
         return tally.report([future.result() for future in pending], self._batches.rows)
+
+    def _finish(self, buffer: ShardBuffer, pending: list[Future[tuple[ShardCommit, int]]]) -> None:
+        """Begin to write a shard; waits while too many are being written."""
+        pending.append(self._writer.submit(finish, buffer, self._store))
+        if len(pending) > WRITES_IN_FLIGHT:
+            pending[-1 - WRITES_IN_FLIGHT].result()
 
     def _guard(self, pairs: set[tuple[str, int]]) -> None:
         """Before anything is added to the sets of these (teacher, grid)."""
@@ -214,15 +223,8 @@ class Worker:
             encoded = encode(feature_set.codec, cls, tokens)
             # The batch first: zip would take a row that it then has no place for.
             for index, (row, note, _) in zip(range(len(tokens)), rows):
-                if not encoded.finite[index]:
-                    note.reason = "the teacher's features are not finite in float16"
-                    buffer.put(row, note)
-                    continue
-                note.cosine = encoded.cosine[index]
-                note.relative_rms = float(encoded.relative_rms[index])
-                note.saturated = float(encoded.saturated[index])
                 stored_cls = None if encoded.cls is None else encoded.cls[index]
-                buffer.put(row, note, encoded.tokens[index], stored_cls)
+                buffer.put_encoded(row, note, encoded, index, stored_cls)
             start = time.perf_counter()
             tally.encode_seconds += start - forwarded
 

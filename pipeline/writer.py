@@ -12,13 +12,18 @@ from infra.store import ObjectStore
 from pipeline.mend import repair
 from pipeline.shard_buffer import ShardBuffer
 from schemas import shard
-from schemas.errors import AlreadyExists, DamageError
+from schemas.errors import AlreadyExists, ConfigError, DamageError
 from schemas.records import ObjectRecord, ShardCommit
 from schemas.sealed import digest, seal, unseal
 
 
 def finish(buffer: ShardBuffer, store: ObjectStore) -> tuple[ShardCommit, int]:
-    """`commit`, or `repair` where the shard was committed and is damaged."""
+    """`commit`, or `repair` where the shard was committed and is damaged.
+
+    Raises:
+        ConfigError: its codec loses more than the configuration allows.
+    """
+    _refuse_lossy(buffer)
     damaged = buffer.task.damaged
     return commit(buffer, store) if damaged is None else repair(buffer, store, damaged)
 
@@ -48,6 +53,17 @@ def commit(buffer: ShardBuffer, store: ObjectStore) -> tuple[ShardCommit, int]:
     except AlreadyExists:
         return unseal(store.get(commit_key), ShardCommit, commit_key), 0
     return made, written + len(table) + len(sealed)
+
+
+def _refuse_lossy(buffer: ShardBuffer) -> None:
+    cosine, made = buffer.error().cosine_mean, buffer.set
+    if cosine is not None and cosine < made.min_cosine:
+        raise ConfigError(
+            f"teacher {made.teacher} at grid {made.path.grid}: stored as {made.path.codec_label} "
+            f"its tokens have a mean cosine of {cosine:.4f} to the exact ones in shard "
+            f"{buffer.task.shard}, codec.min_cosine asks for {made.min_cosine:g}; choose a codec "
+            "of more bits (`teachonce plan` compares them), or lower codec.min_cosine"
+        )
 
 
 def _create_tokens(

@@ -116,7 +116,7 @@ class ExportOptions(StrictModel):
 
 
 class BenchOptions(StrictModel):
-    what: Literal["extract", "loader", "memory", "train"]
+    what: Literal["codec", "extract", "loader", "memory", "train"]
     """Which measurement."""
     images: str | None = None
     """Pictures to measure with; by default those of the quickstart."""
@@ -127,19 +127,25 @@ class BenchOptions(StrictModel):
     precision: Precision | None = None
     """Of the forward in `extract` and `train`; by default float32, on a GPU bfloat16."""
     cache: str | None = None
-    """The cache that `loader` and `train` read: a folder, or s3://BUCKET/PREFIX."""
+    """The cache that `loader`, `train` and `codec` read: a folder, or s3://BUCKET/PREFIX. `codec`
+    needs none: it measures with made-up features as well."""
+    caches: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
+    """Further caches that `codec` reads."""
+    sample: int = Field(512, ge=4)
+    """Rows of each set that `codec` measures with: the pictures of one half calibrate, those of
+    the other judge."""
     store: StoreOptions = StoreOptions()
     """How S3 is reached."""
     pixels: Annotated[int, Field(ge=16)] | None = None
     """`loader`: also stream with pictures of this side."""
     teacher: str = "teacher"
-    """Whose set `loader` and `train` read."""
+    """Whose set `loader` and `train` read; `codec` reads every one stored as fp16 if not said."""
     grid: Grid | None = None
-    """At which grid; needed where the teacher has several."""
+    """At which grid; needed where the teacher has several, but for `codec`."""
     students: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
     """Of `train`; by default timm's ViT-T, on a GPU EUPE's ViT-T, S and B."""
     batch_size: int | None = Field(None, ge=1)
-    """Of `train`; by default 16, on a GPU 256."""
+    """Of `train`, by default 16, on a GPU 256; of `codec`, whose speed goes with it, 64."""
     steps: int = Field(20, ge=1)
     """Of each run of `train`."""
     repeats: int = Field(3, ge=1)

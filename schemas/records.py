@@ -143,7 +143,7 @@ class Shape(StrictModel):
     own: tuple[float, ...]
     """Variance of each channel."""
     principal: tuple[float, ...]
-    """Variance along each principal axis, the largest first."""
+    """Variance along each principal axis, of pictures that did not give the axis."""
     axes: ObjectRecord
     """Table of the axes (tables.axes_schema)."""
 

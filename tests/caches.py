@@ -139,7 +139,7 @@ def commits(store: ObjectStore) -> dict[str, ShardCommit]:
 def contents(store: ObjectStore) -> dict[str, Array | pa.Table]:
     """Every committed number of a cache, without what may differ between two runs: attempts.
 
-    By the commit's key the stored tokens and CLS vectors, NaN in bad rows, and what else the CLS
+    By the commit's key the stored tokens and CLS vectors, in bad rows NaN (0 in codes), and what else the CLS
     table says; by the generation's key the rows of the plan.
     """
     found: dict[str, Array | pa.Table] = {}
@@ -147,9 +147,9 @@ def contents(store: ObjectStore) -> dict[str, Array | pa.Table]:
         array = f"{commit.set}/{commit.generation:06d}/tokens/zarr.json"
         metadata = store.get(array)
         rows = shard.rows_per_shard_of(metadata)
-        row_shape = shard.shape_of(metadata)[1:]
+        _, form = shard.form_of(metadata)
         data = store.get(commit.tokens.key)
-        found[f"{key} tokens"] = shard.decode(data, commit.tokens.key, row_shape, rows)
+        found[f"{key} tokens"] = shard.decode(data, commit.tokens.key, form, rows)
         table = read_table(store, commit.cls.key)
         if "cls" in table.column_names:
             # Apart from its table, because to Arrow no NaN equals another.

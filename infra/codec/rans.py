@@ -66,22 +66,25 @@ def encode(codes: Tensor, tables: Tensor, ranges: Ranges) -> tuple[Tensor, Tenso
     rows, tokens, channels = codes.shape
     lanes = lane_count(tokens, channels)
     states = torch.full((rows, lanes), LOWEST, dtype=torch.int32, device=codes.device)
-    words = torch.zeros((rows, tokens * channels), dtype=torch.int32, device=codes.device)
-    end = torch.full((rows, 1), words.shape[1], device=codes.device)
+    most = tokens * channels
+    # One place more, for what is written of lanes that have no word to give.
+    words = torch.zeros((rows, most + 1), dtype=torch.int32, device=codes.device)
+    end = torch.full((rows, 1), most, device=codes.device)
+    # Channel after channel, as they are taken.
+    codes = codes.to(torch.int32).transpose(1, 2).contiguous() + MOST
     for stretch, channel, table in reversed(list(_steps(tokens, tables, lanes))):
-        place = table + (codes[:, stretch, channel] + MOST)
+        place = table + codes[:, channel, stretch]
         frequency, start = ranges.frequency[place], ranges.start[place]
         count = place.shape[1]
         state = states[:, :count]
         full = (state >> WORD_BITS) >= frequency
         rank = full.cumsum(1)
         end -= rank[:, -1:]
-        row, lane = full.nonzero(as_tuple=True)
-        words[row, (end + rank - 1)[row, lane]] = state[row, lane] & WORD
+        words.scatter_(1, torch.where(full, end + rank - 1, most), state & WORD)
         state = torch.where(full, state >> WORD_BITS, state)
         quotient = torch.div(state, frequency, rounding_mode="floor")
         states[:, :count] = (quotient << TOTAL_BITS) + (state - quotient * frequency) + start
-    return states, words, words.shape[1] - end[:, 0]
+    return states, words[:, :most], most - end[:, 0]
 
 
 def decode(states: Tensor, words: Tensor, tables: Tensor, ranges: Ranges, tokens: int) -> Tensor:

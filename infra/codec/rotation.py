@@ -59,11 +59,22 @@ def _powers(device: torch.device) -> Tensor:
     return torch.tensor([2.0**n for n in exponents], dtype=torch.float64, device=device)
 
 
-def principal_axes(shape: Float64s) -> tuple[Int32s, Float64s]:
-    """The eigenvectors of a covariance [channels, channels], a row each, and their variances, the
-    largest first."""
-    variances, vectors = np.linalg.eigh(shape)
-    return rounded(vectors[:, ::-1].T), np.maximum(variances[::-1], 0.0)
+def principal_axes(shape: Float64s) -> Int32s:
+    """The eigenvectors of a covariance [channels, channels], a row each, that of the largest
+    variance first."""
+    _, vectors = np.linalg.eigh(shape)
+    return rounded(vectors[:, ::-1].T)
+
+
+def held_out_variances(shapes: Float64s) -> Float64s:
+    """Variances along the principal axes of covariances [2, channels, channels], each half's axes
+    measured on the other half: what is found along an axis on the very tokens that gave it is too
+    little where it is small, and nothing where there are fewer tokens than channels."""
+    found = np.zeros(shapes.shape[1])
+    for mine, other in (shapes, shapes[::-1]):
+        _, vectors = np.linalg.eigh(mine)
+        found += np.einsum("ij,ik,kj->j", vectors, other, vectors, optimize=True)[::-1] / 2
+    return np.maximum(found, 0.0)
 
 
 def equalised_axes(principal: Int32s) -> Int32s:

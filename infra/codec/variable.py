@@ -4,16 +4,18 @@ and the narrow ones none (reverse water-filling), in rows of one size.
 A token is brought to unit spread by a scale of its own: what counts is its direction. Each row then
 has the finest step with which it fits its bytes:
 
-    step         int16: the row's step is 2^(step / 16)
+    step         int32: the row's step is 2^(step / 16)
     states       int32 [lanes]: what decoding begins with
     scales       uint8 [tokens]: s for 2^((s - 128) / 8); 0 for a token of zeros
     a zero byte  if there is an odd number of tokens
-    words        uint16, to the end of the row
+    words        uint16, to the end of the row; zeros where the row needs fewer
 
-Little-endian. A channel's step is the row's, but at least a sixteenth of the channel's spread.
+Little-endian, a multiple of four bytes. A channel's step is the row's, but at least a sixteenth of
+the channel's spread.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,15 +25,16 @@ from infra.codec.rotation import power_of_two
 from schemas.codec import SPREAD_PER_OCTAVE
 from schemas.frequencies import MOST, PER_OCTAVE, STEPS_BELOW, TABLES, TOTAL, Tables
 
-STEP_BYTES = 2
+STEP_BYTES = 4
 _WIDEST = 4 * SPREAD_PER_OCTAVE
 """At most 2^4 steps to a spread: the last table."""
 SCALE_PER_OCTAVE = 8
 _SCALE_ONE = 128
 _COST_ONE = 1024
 """Costs are whole parts of a bit."""
-_REACH = 2 * SPREAD_PER_OCTAVE
-"""How far from what is expected a row's step is looked for first."""
+_FARTHEST = 64 * SPREAD_PER_OCTAVE
+"""No step is further from 1, in either direction."""
+_TRIES = 64
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,10 @@ class Variable:
         )
 
     def row_bytes(self, tokens: int) -> int:
-        """An even number."""
+        """As many as the bits come to, but room for a word a lane."""
         channels = len(self.spreads)
-        return max(
-            self._head(tokens) + 2 * rans.lane_count(tokens, channels),
-            round(self.bits * tokens * channels / 16) * 2,
-        )
+        least = self._head(tokens) + 2 * rans.lane_count(tokens, channels)
+        return max(-(-least // 4), int(self.bits * tokens * channels) // 32) * 4
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [rows, tokens, channels] of float64 in the codec's basis.
@@ -78,17 +79,17 @@ class Variable:
         scales = _scales(tokens)
         unit = (tokens / _factor(scales, SCALE_PER_OCTAVE, _SCALE_ONE)[..., None]).float()
         unit[scales == 0] = 0.0
-        steps = self._finest(unit)
+        sizes = unit.abs()
+        steps = self._finest(sizes)
         coarse = torch.zeros_like(steps)
-        for _ in range(_REACH):
-            levels = unit.abs() / self._step(steps)
-            beyond = levels.amax(-1) > MOST
+        for _ in range(_TRIES):
+            beyond = (sizes / self._step(steps)).amax(-1) > MOST
             if beyond.any():
                 coarse = torch.maximum(coarse, beyond.sum(1))
                 scales = torch.where(beyond, scales + SCALE_PER_OCTAVE, scales)
-                unit = torch.where(beyond[..., None], unit / 2, unit)
+                sizes = torch.where(beyond[..., None], sizes / 2, sizes)
                 continue
-            codes = self._codes(unit, steps)
+            codes = self._rounded(sizes, steps).copysign_(unit)
             states, words, lengths = rans.encode(codes, self._tables(steps), self.ranges)
             most = (self.row_bytes(count) - self._head(count)) // 2
             if not (lengths > most).any():
@@ -101,7 +102,7 @@ class Variable:
         rows = stored[:, 0]
         lanes = rans.lane_count(tokens, len(self.spreads))
         ends = torch.tensor([STEP_BYTES, rans.STATE_BYTES * lanes, tokens]).cumsum(0).tolist()
-        steps = rows[:, : ends[0]].contiguous().view(torch.int16).long()[:, 0]
+        steps = rows[:, : ends[0]].contiguous().view(torch.int32).long()[:, 0]
         states = rows[:, ends[0] : ends[1]].contiguous().view(torch.int32)
         scales = rows[:, ends[1] : ends[2]].long()
         words = rows[:, self._head(tokens) :].contiguous().view(torch.int16).int() & rans.WORD
@@ -114,53 +115,60 @@ class Variable:
         lanes = rans.lane_count(tokens, len(self.spreads))
         return STEP_BYTES + rans.STATE_BYTES * lanes + tokens + tokens % 2
 
-    def _finest(self, unit: Tensor) -> Tensor:
-        """int64 [rows]: the smallest step with which each row's codes fit, by bisection."""
-        rows, count, channels = unit.shape
+    def _finest(self, sizes: Tensor) -> Tensor:
+        """int64 [rows]: about the smallest step with which each row's codes fit: what is left is
+        less than a step is worth."""
+        rows, count, channels = sizes.shape
         room = (self.row_bytes(count) - self._head(count)) * 8 * _COST_ONE
         # The lanes' last words hold a few bits less than they could.
         room -= rans.lane_count(count, channels) * _COST_ONE
-        low = torch.full((rows,), -(1 << 10), device=unit.device)
-        high = -low
-        guess = self._expected(room // count)
-        for probe in (guess - _REACH // 2, guess + _REACH // 2):
-            fits = self._cost(unit, torch.full_like(low, probe)) <= room
-            high = torch.where(fits & (high > probe), probe, high)
-            low = torch.where(~fits & (low < probe), probe, low)
-        while ((high - low) > 1).any():
-            middle = (low + high) // 2
-            fits = self._cost(unit, middle) <= room
-            high, low = torch.where(fits, middle, high), torch.where(fits, low, middle)
-        return high
+        steps = self._start(room // count).expand(rows)
+        too_fine = torch.full_like(steps, -_FARTHEST)
+        for _ in range(_TRIES):
+            over = self._cost(sizes, steps) - room
+            too_fine = torch.where(over > 0, torch.maximum(too_fine, steps), too_fine)
+            worth = self._worth[steps + _FARTHEST] * count
+            change = torch.div(over, worth.clamp_min(1), rounding_mode="floor") + 1
+            wanted = torch.maximum(steps + change, too_fine + 1).clamp(-_FARTHEST, _FARTHEST - 1)
+            if torch.equal(wanted, steps):
+                break
+            steps = wanted
+        return steps
 
-    def _expected(self, room: int) -> int:
-        """The step with which a token of normally distributed channels would cost `room`."""
-        costs = self.costs.reshape(TABLES, -1)
+    def _start(self, room: int) -> Tensor:
+        """int64 [1]: the step with which a token of normally distributed channels costs `room`."""
+        return (self._expected > room).sum().reshape(1) - _FARTHEST
+
+    @cached_property
+    def _expected(self) -> Tensor:
+        """int64 [2 _FARTHEST]: what a token costs by step, falling, if it is as expected."""
         frequency = self.ranges.frequency.reshape(TABLES, -1)[:, MOST:].long()
-        twice = torch.ones_like(frequency[0])
-        twice[1:] = 2
-        mean = (frequency * twice * costs).sum(1) // TOTAL
-        low, high = -(1 << 10), 1 << 10
-        while high - low > 1:
-            middle = (low + high) // 2
-            tables = self._tables(torch.tensor([middle], device=self.spreads.device))
-            low, high = (low, middle) if int(mean[tables].sum()) <= room else (middle, high)
-        return high
+        twice = torch.full_like(frequency[0], 2)
+        twice[0] = 1
+        mean = (frequency * twice * self.costs.reshape(TABLES, -1)).sum(1) // TOTAL
+        steps = torch.arange(-_FARTHEST, _FARTHEST, device=self.spreads.device)
+        return mean[self._tables(steps)].sum(1)
 
-    def _cost(self, unit: Tensor, steps: Tensor) -> Tensor:
+    @cached_property
+    def _worth(self) -> Tensor:
+        """int64, as `_expected`: what a token costs less with the next step."""
+        octave = SPREAD_PER_OCTAVE
+        last = self._expected[-1:].expand(octave)
+        return (self._expected - torch.cat([self._expected[octave:], last])) // octave
+
+    def _cost(self, sizes: Tensor, steps: Tensor) -> Tensor:
         """int64 [rows], in parts of a bit."""
-        sizes = self._codes(unit, steps).abs()
-        place = self._tables(steps)[:, None] * (MOST + 1) + sizes
-        return self.costs[place].sum((1, 2))
+        place = self._rounded(sizes, steps).long()
+        place += self._tables(steps)[:, None] * (MOST + 1)
+        return self.costs.take(place).sum((1, 2))
 
-    def _codes(self, unit: Tensor, steps: Tensor) -> Tensor:
-        """int64 [rows, tokens, channels]: rounded towards zero by a little more than to the next,
-        because a code that is nearer to zero is a shorter one."""
+    def _rounded(self, sizes: Tensor, steps: Tensor) -> Tensor:
+        """float32: sizes [rows, tokens, channels] in steps, rounded towards zero by a little more
+        than to the next, because a code that is nearer to zero is a shorter one."""
         threshold = 0.5 + min(0.1, max(0.0, 0.2 - 0.05 * self.bits))
-        levels = (unit / self._step(steps)).abs()
-        sizes = (levels + (1 - threshold)).floor().clamp_max(MOST)
-        coded = self._tables(steps)[:, None] > 0
-        return torch.where(coded, sizes.copysign(unit), 0.0).long()
+        per_size = _factor(-self._exponents(steps), SPREAD_PER_OCTAVE).float()
+        per_size = torch.where(self._tables(steps) > 0, per_size, 0.0)
+        return (sizes * per_size[:, None]).add_(1 - threshold).floor_().clamp_max_(MOST)
 
     def _tables(self, steps: Tensor) -> Tensor:
         """int64 [rows, channels]."""
@@ -184,7 +192,7 @@ class Variable:
             (len(steps), self.row_bytes(count)), dtype=torch.uint8, device=steps.device
         )
         head = [
-            steps.to(torch.int16)[:, None].view(torch.uint8),
+            steps.to(torch.int32)[:, None].view(torch.uint8),
             states.view(torch.uint8),
             scales.to(torch.uint8),
         ]

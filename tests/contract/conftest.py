@@ -1,5 +1,5 @@
-"""Caches with everything that the format has: two teachers from files, two grids, two views, bad
-and unusual pictures, several generations and snapshots."""
+"""Caches with everything that the format has: teachers from files, two grids, two views, bad and
+unusual pictures, several generations and snapshots, every codec."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,23 @@ from tests.builders import photograph_bytes
 from tests.caches import CNN, VIT, config_of, extract_here, odd_pictures, pictures
 
 
-def _first_extraction(folder: Path, **views: Any) -> ExtractConfig:
+TWO: dict[str, dict[str, Any]] = {"vit": VIT, "cnn": CNN}
+CODED: dict[str, dict[str, Any]] = {
+    "eight": VIT | {"codec": {"tokens": "int8"}},
+    "four": VIT | {"weights": "random:3", "codec": {"tokens": "int4"}},
+    "varying": CNN | {"codec": {"tokens": "variable", "bits": 3}},
+}
+"""Teachers by the codec of their tokens."""
+
+
+def _first_extraction(
+    folder: Path,
+    asked: dict[str, dict[str, Any]] = TWO,
+    grids: tuple[int, ...] = (2, 3),
+    **views: Any,
+) -> ExtractConfig:
     teachers = {}
-    for name, teacher in (("vit", VIT), ("cnn", CNN)):
+    for name, teacher in asked.items():
         weights = folder / f"{name}.safetensors"
         encoder = build_timm(str(teacher["model"]), {}, teacher["weights"])
         save_file(encoder.model.state_dict(), weights)
@@ -26,7 +40,7 @@ def _first_extraction(folder: Path, **views: Any) -> ExtractConfig:
         folder / "cache",
         source,
         views={"per_image": 2, **views},
-        grids=[2, 3],
+        grids=list(grids),
         teachers=teachers,
         tolerate_bad_images=1,
     )
@@ -53,4 +67,15 @@ def grown_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = config.views.model_copy(update={"per_image": 3})
     outcome = extract_here(config.model_copy(update={"views": more}))
     assert outcome.result["snapshot"] == 2
+    return folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def coded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codes of every kind. Grid 7 has an odd number of tokens, and of `varying` eight lanes that
+    they do not fill evenly."""
+    folder = tmp_path_factory.mktemp("coded")
+    config = _first_extraction(folder, CODED, grids=(2, 7))
+    pictures(folder / "pictures", 3, first=500)
+    assert extract_here(config).result["snapshot"] == 2
     return folder / "cache"

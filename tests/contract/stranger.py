@@ -1,16 +1,19 @@
 """Reads a cache as somebody would who has only schemas/FORMAT.md: none of our code is imported.
 
-    python stranger.py CACHE ROWS
+    python stranger.py CACHE ROWS DECODED
 
 Checks every seal, sum and count, recomputes ROWS rows of each feature set from the pictures, and
-prints what it found as JSON.
+prints what it found as JSON. The folder DECODED gets those rows' tokens, as they were decoded.
 """
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.constants = self.sealed("cache.json")
-        assert self.constants["format_version"] == 3
+        assert self.constants["format_version"] == 4
         self.plan, self.generations = self._plan()
         self.superseded = {
             row
@@ -119,8 +122,10 @@ class Cache:
         assert sha256(parts.encode()) == teacher["fingerprint"]
         assert teacher["fingerprint"][:12] == fp12
         codec = self.sealed(f"{path}/codec.json")
-        assert codec_name == f"fp16-{sha256((self.root / path / 'codec.json').read_bytes())[:8]}"
+        digest = sha256((self.root / path / "codec.json").read_bytes())
+        assert codec_name == f"{label(codec)}-{digest[:8]}"
         measured = self.sealed(f"features/{fp12}/{grid}/calibration.json")
+        self._check_codec(codec, measured["tokens_shape"])
         for kind in ("tokens", "cls"):
             mean = np.array(measured[kind]["mean"])
             std = np.sqrt(measured[kind]["variance"])
@@ -130,6 +135,34 @@ class Cache:
             expected = np.float32(np.where(constant, 1, std))
             np.testing.assert_array_equal(np.float32(codec[kind]["std"]), expected)
         return teacher, codec
+
+    def _check_codec(self, codec: Record, shape: Record) -> None:
+        """It is what the measurement gives, and has just what its kind needs."""
+        kind, rotation = codec["tokens_codec"], codec["rotation"]
+        assert codec["axes"] == (None if rotation == "none" else shape["axes"])
+        assert shape["principal"] == sorted(shape["principal"], reverse=True)
+        width = len(shape["own"])
+        for column in ("pca", "hadamard"):
+            basis = self.basis(shape["axes"], column)
+            np.testing.assert_allclose(basis @ basis.T, np.eye(width), atol=1e-4)
+        if kind != "variable":
+            assert codec["bits"] is codec["spreads"] is codec["frequencies"] is None
+            return
+        wide = {
+            "none": shape["own"],
+            "pca": shape["principal"],
+            "hadamard": [sum(shape["own"]) / width] * width,
+        }[rotation]
+        assert codec["spreads"] == [round(8 * math.log2(max(v, 1e-12))) for v in wide]
+        assert len(codec["frequencies"]) == 30
+        for table in codec["frequencies"]:
+            assert len(table) == 128
+            assert table[0] + 2 * sum(table[1:]) == 2**15
+
+    def basis(self, record: Record, rotation: str) -> np.ndarray:
+        """[channels, channels], a row each."""
+        table = pq.read_table(pa.BufferReader(self.object(record)))
+        return np.array(table[rotation].to_pylist()) * 2.0**-18
 
     def _check_covariance(self, measured: Record, kind: str) -> None:
         data = self.object(measured[f"{kind}_covariance"])
@@ -164,6 +197,84 @@ class Cache:
             assert row["tokens_crc32c"] == (crc if row["status"] == "ok" else None)
         assert all((row["status"] == "bad") == bool(row["reason"]) for row in told)
         return told
+
+
+def label(codec: Record) -> str:
+    bits = "" if codec["bits"] is None else f"{codec['bits']:g}"
+    rotation = "" if codec["rotation"] == "none" else f".{codec['rotation']}"
+    return f"{codec['tokens_codec']}{bits}{rotation}"
+
+
+class Decoder:
+    """Of a set's tokens."""
+
+    def __init__(self, cache: Cache, codec: Record, tokens: int) -> None:
+        self.codec, self.tokens = codec, tokens
+        self.channels = len(codec["tokens"]["mean"])
+        self.basis = None
+        if codec["rotation"] != "none":
+            self.basis = cache.basis(codec["axes"], codec["rotation"])
+
+    def turned(self, stored: np.ndarray) -> np.ndarray:
+        """Float32 [tokens, channels] of a row, in the basis that it is stored in."""
+        match self.codec["tokens_codec"]:
+            case "fp16":
+                return stored.astype(np.float32)
+            case "int8":
+                codes = stored[:, :-2].view(np.int8)
+            case "int4":
+                halves = np.concatenate([stored[:, :-2] & 15, stored[:, :-2] >> 4], axis=1)
+                assert (halves > 0).all()
+                codes = halves[:, : self.channels].astype(int) - 8
+            case "variable":
+                return self._varying(stored[0])
+        scale = np.ascontiguousarray(stored[:, -2:]).view("<f2").astype(np.float32)
+        assert np.abs(codes).max() <= (127 if self.codec["tokens_codec"] == "int8" else 7)
+        return scale * codes.astype(np.float32)
+
+    def standardised(self, turned: np.ndarray) -> np.ndarray:
+        return turned if self.basis is None else turned @ self.basis
+
+    def _varying(self, row: np.ndarray) -> np.ndarray:
+        most = min(128, self.tokens, max(1, self.tokens * self.channels // 512))
+        lanes = max(1 << power for power in range(8) if 1 << power <= most)
+        words_at = 4 + 4 * lanes + self.tokens + self.tokens % 2
+        least = -(-(words_at + 2 * lanes) // 4)
+        bits = self.codec["bits"] * self.tokens * self.channels
+        assert len(row) == 4 * max(least, math.floor(bits) // 32)
+        step = int(row[:4].view("<i4")[0])
+        states = row[4 : 4 + 4 * lanes].view("<i4").tolist()
+        scales = row[4 + 4 * lanes : 4 + 4 * lanes + self.tokens].astype(np.float64)
+        words = iter(row[words_at:].view("<u2").tolist())
+        own = [max(step, spread - 64) for spread in self.codec["spreads"]]
+        pairs = zip(self.codec["spreads"], own)
+        tables = [min(29, max(0, (spread - e + 2) // 4 + 13)) for spread, e in pairs]
+        codes = self._codes(states, tables, words)
+        assert not any(words)
+        scale = np.where(scales > 0, 2 ** ((scales - 128) / 8), 0).astype(np.float32)
+        steps = (2 ** (np.array(own) / 16)).astype(np.float32)
+        return scale[:, None] * steps * codes.astype(np.float32)
+
+    def _codes(self, states: list[int], tables: list[int], words: Iterator[int]) -> np.ndarray:
+        codes = np.zeros((self.tokens, self.channels), np.int8)
+        shares = [[*reversed(table[1:]), *table] for table in self.codec["frequencies"]]
+        starts = [[0, *itertools.accumulate(table)] for table in shares]
+        for first in range(0, self.tokens, len(states)):
+            for channel, table in enumerate(tables):
+                if table == 0:
+                    continue
+                for token in range(first, min(first + len(states), self.tokens)):
+                    lane = token - first
+                    slot = states[lane] % 2**15
+                    place = bisect.bisect_right(starts[table], slot) - 1
+                    share, start = shares[table][place], starts[table][place]
+                    states[lane] = share * (states[lane] // 2**15) + slot - start
+                    if states[lane] < 2**15:
+                        states[lane] = 2**16 * states[lane] + next(words)
+                    codes[token, channel] = place - 127
+        # Where encoding began: all that was written has been read.
+        assert states == [2**15] * len(states)
+        return codes
 
 
 def square(data: bytes, row: Record, views: Record, side: int) -> np.ndarray:
@@ -267,10 +378,11 @@ def check_probe(cache: Cache, path: str, teacher: Record, model: Any) -> None:
         assert cosine(np.array(told["tokens"]).ravel(), tokens[places].ravel()) > 0.9999
 
 
-def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
+def check_rows(cache: Cache, path: str, wanted: int, out: Path) -> list[Record]:
     """Recompute some good rows of a set: unusual pictures first, then a spread of the others."""
     teacher, codec = cache.check_set(path)
-    side = int(path.split("/")[2][1:]) * teacher["patch_pixels"]
+    grid = int(path.split("/")[2][1:])
+    side, decoder = grid * teacher["patch_pixels"], Decoder(cache, codec, grid**2)
     model = load_model(teacher)
     lines = [line for line in cache.shards if line["set"] == path]
     arrays = {
@@ -281,7 +393,9 @@ def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
     assert sorted(row["row"] for _, row in told) == list(range(len(cache.plan)))
     for generation, row in told:
         stored = arrays[generation][row["row"] - cache.generations[generation]["first_row"]]
-        assert np.isnan(stored).all() == np.isnan(stored).any() == (row["status"] == "bad")
+        empty = stored == 0 if stored.dtype == np.uint8 else np.isnan(stored)
+        assert empty.all() == (row["status"] == "bad")
+        assert stored.dtype == np.uint8 or empty.any() == empty.all()
     good = [
         (generation, row)
         for generation, row in told
@@ -289,7 +403,7 @@ def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
     ]
     check_probe(cache, path, teacher, model)
     good.sort(key=lambda item: (item[1]["key"][0].isdigit(), item[1]["image_sha256"]))
-    found = []
+    found, turned, standardised = [], [], []
     for generation, row in good[:wanted]:
         plan = cache.generations[generation]
         data = Path(plan["source"], row["key"]).read_bytes()
@@ -297,13 +411,16 @@ def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
         rgb = square(data, cache.plan[row["row"]], plan["views"], side)
         same = hashlib.sha256(np.ascontiguousarray(rgb)).digest() == row["pixels_sha256"]
         cls, tokens = features(model, teacher, rgb)
-        stored = arrays[generation][row["row"] - plan["first_row"]].astype(np.float32)
+        turned.append(decoder.turned(arrays[generation][row["row"] - plan["first_row"]]))
+        stored = decoder.standardised(turned[-1])
+        standardised.append(stored)
         raw = np.float32(codec["tokens"]["mean"]) + np.float32(codec["tokens"]["std"]) * stored
         raw_cls = np.float32(codec["cls"]["mean"]) + np.float32(codec["cls"]["std"]) * np.float32(
             row["cls"]
         )
         found.append(
             {
+                "row": row["row"],
                 "key": row["key"],
                 "view": row["view"],
                 "pixels": same,
@@ -311,15 +428,17 @@ def check_rows(cache: Cache, path: str, wanted: int) -> list[Record]:
                 "cls": cosine(raw_cls, cls),
             }
         )
+    name = path.replace("/", " ")
+    np.savez(out / f"{name}.npz", turned=turned, standardised=standardised)
     return found
 
 
-def main(root: Path, wanted: int) -> None:
+def main(root: Path, wanted: int, out: Path) -> None:
     cache = Cache(root)
     paths = sorted({line["set"] for line in cache.shards})
     fp12s = {path.split("/")[1] for path in paths}
     assert fp12s == set(cache.snapshot["teachers"].values())
-    result = {path: check_rows(cache, path, wanted) for path in paths}
+    result = {path: check_rows(cache, path, wanted, out) for path in paths}
     ours = {"schemas", "infra", "pipeline", "trainer", "teachonce", "tests"}
     assert not ours & {name.partition(".")[0] for name in sys.modules}
     live = len(cache.plan) - len(cache.superseded)
@@ -327,4 +446,4 @@ def main(root: Path, wanted: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,6 +1,6 @@
 """The whole chain, step by step: pictures, experts, proxy, students, figures.
 
-python -m infra.recipes.cifar10.chain TRAIN.parquet [--seeds N] [--quick]
+python -m infra.recipes.cifar10.chain TRAIN.parquet [--seeds N] [--codecs] [--quick]
 
 A step is a command that can be given by hand in the work folder. What it found and how long it took
 is kept in results/STEP.json; a step that has one is not taken again, and one that was stopped goes
@@ -28,6 +28,15 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
 QUICK_PICTURES = 2500
 QUICK_STEPS = ("--optim.steps", 20, "--optim.warmup-steps", 5, "--checkpoint.every-steps", 10)
 GRID_PIXELS = 16
+GRID = 4
+"""Of the stage `fixed`."""
+CODECS = {
+    "int8": ("--codec.tokens", "int8"),
+    "int4.hadamard": ("--codec.tokens", "int4"),
+    "variable3.pca": ("--codec.tokens", "variable", "--codec.bits", 3),
+    "variable2.pca": ("--codec.tokens", "variable", "--codec.bits", 2),
+}
+_PROXY = HERE / "extract_proxy.yaml"
 
 
 class Step(NamedTuple):
@@ -39,8 +48,8 @@ class Step(NamedTuple):
 class Chain:
     """The steps; with `quick` on few pictures and for few steps, to see that all of it runs."""
 
-    def __init__(self, source: Path, seeds: int, quick: bool) -> None:
-        self._source, self._seeds, self._quick = source, seeds, quick
+    def __init__(self, source: Path, seeds: int, codecs: bool, quick: bool) -> None:
+        self._source, self._seeds, self._codecs, self._quick = source, seeds, codecs, quick
         self._experts: dict[str, Any] = _config("extract_experts")["teachers"]
 
     def steps(self) -> Iterator[Step]:
@@ -63,6 +72,20 @@ class Chain:
             yield _evaluate(f"{name}-at-2", "--student", name, "--grid", 2)
         student = _config("fixed")["student"]
         yield _evaluate("untrained", *_timm(student, "random:0"), "--grid", 4)
+        if self._codecs:
+            yield from self._study()
+
+    def _study(self) -> Iterator[Step]:
+        """Students from what the proxy said, stored in fewer bits: made from what stands in fp16,
+        without a forward. Those from fp16 and those taught online are the pairs from above."""
+        for label, choice in CODECS.items():
+            words = ("--grids", GRID, *choice)
+            yield _teachonce(f"extract-{label}", "extract", "--config", _PROXY, *words)
+        for seed in range(self._seeds):
+            for label in CODECS:
+                name = f"{label}-{seed}"
+                own = ("--seed", seed, "--out", name, "--teachers.proxy.codec", label)
+                yield from self._student(name, "fixed", *own)
 
     def _expert(self, name: str) -> Iterator[Step]:
         """Train it, and measure it at the size that it was trained at."""
@@ -140,11 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="Parquet with the columns path, image, label")
     parser.add_argument("--seeds", type=int, default=1, help="of cached and online students")
+    parser.add_argument("--codecs", action="store_true", help="students from fewer bits as well")
     parser.add_argument("--quick", action="store_true", help="a try, in runs/cifar10-quick")
     arguments = parser.parse_args()
     work = RUNS / ("cifar10-quick" if arguments.quick else "cifar10")
     (work / "results").mkdir(parents=True, exist_ok=True)
-    for step in Chain(arguments.source.resolve(), arguments.seeds, arguments.quick).steps():
+    source = arguments.source.resolve()
+    chain = Chain(source, arguments.seeds, arguments.codecs, arguments.quick)
+    for step in chain.steps():
         take(step, work)
     print(table.collect(work))
 

@@ -24,6 +24,8 @@ ROWS = {
     "fixed-0-at-2": "one grid, shown 32 px",
     "multires-at-2": "several grids, shown 32 px",
 }
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+"""Number of seeds -> 97.5 % point of Student's t with one degree of freedom less."""
 Results = dict[str, dict[str, Any]]
 """By step: `seconds`, and what it `found`."""
 
@@ -33,7 +35,8 @@ def collect(work: Path) -> str:
     files = sorted((work / "results").glob("*.json"), key=lambda file: file.stat().st_mtime)
     results: Results = {file.stem: json.loads(file.read_bytes()) for file in files}
     replace_file(work / "results.json", json.dumps(results, indent=1).encode() + b"\n")
-    return "\n\n".join((_accuracies(results), _paired(results), _times(results)))
+    tables = (_accuracies(results), _paired(results), _by_codec(results), _times(results))
+    return "\n\n".join(filter(None, tables))
 
 
 def _accuracies(results: Results) -> str:
@@ -76,6 +79,41 @@ def _paired(results: Results) -> str:
             for name, values in differences.items()
         ]
     return "\n".join(lines)
+
+
+def _by_codec(results: Results) -> str:
+    """Students of each codec beside those of the same seeds from fp16; 95 % confidence intervals
+    of the mean difference, by Student's t."""
+    seeds: dict[str, list[int]] = {}
+    for name in results:
+        label, _, seed = name.removeprefix("evaluate-").rpartition("-")
+        if name.startswith(("evaluate-int", "evaluate-variable", "evaluate-online-")):
+            seeds.setdefault(label, []).append(int(seed))
+    if set(seeds) <= {"online"}:
+        return ""
+    lines = [
+        "| targets | k-NN | minus fp16 | linear | minus fp16 | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, mine in {"fixed": seeds["online"], **seeds}.items():
+        cells = []
+        for figure in ("knn_top1", "linear_top1"):
+            pairs = [
+                [results[f"evaluate-{kind}-{seed}"]["found"][figure] for kind in (label, "fixed")]
+                for seed in sorted(mine)
+            ]
+            cells.append(f"{statistics.mean(own for own, _ in pairs):.4f}")
+            cells.append("" if label == "fixed" else _interval([own - fp16 for own, fp16 in pairs]))
+        told = {"fixed": "fp16", "online": "online, no cache"}.get(label, label)
+        lines.append(f"| {told} | {' | '.join(cells)} | {len(mine)} |")
+    return "\n".join(lines)
+
+
+def _interval(values: list[float]) -> str:
+    mean, count = statistics.mean(values), len(values)
+    if count not in STUDENT_T:
+        return f"{mean:+.4f}"
+    return f"{mean:+.4f} ± {STUDENT_T[count] * statistics.stdev(values) / count**0.5:.4f}"
 
 
 def _times(results: Results) -> str:

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from infra.codec.codec import TokenCodec
 from pipeline.job import FeatureSet
 from pipeline.listing import GONE, Standing
 from schemas.codec import codec_folder, codec_record
-from schemas.extract_config import Columns, Views
+from schemas.extract_config import CodecChoice, Columns, Views
 from schemas.layout import SetPath
-from schemas.records import Calibration, Moments, ObjectRecord, PlanCommit, TeacherRecord
+from schemas.records import Moments, PlanCommit, TeacherRecord
 from schemas.sealed import digest, seal
+from tests.calibrations import calibration
 
 
 def plan(images: int, per_image: int = 1, span_images: int = 32, first_row: int = 0) -> PlanCommit:
@@ -66,19 +68,11 @@ def feature_set(width: int = 4, cls_width: int | None = 3, grid: int = 2) -> Fea
     record = teacher_record(width, cls_width)
     cls = cls_width and Moments(count=9, mean=(0.0,) * cls_width, variance=(1.0,) * cls_width)
     tokens = Moments(count=9, mean=(0.0,) * width, variance=(1.0,) * width)
-    calibration = Calibration(
-        images=9,
-        rows=9,
-        tokens=tokens,
-        cls=cls or None,
-        tokens_covariance=ObjectRecord(key="", size=0, sha256=""),
-        cls_covariance=None,
-    )
-    codec = codec_record("fp16", calibration)
+    codec = codec_record(CodecChoice(), calibration(tokens, cls or None))
     return FeatureSet(
         teacher="vit",
         path=SetPath("f" * 12, grid, codec_folder(codec)),
         record=record,
-        codec=codec,
+        codec=TokenCodec(codec),
         codec_sha256=digest(seal(codec)),
     )

@@ -90,9 +90,9 @@ def forge(cache: Path, path: str, change: Change) -> None:
     commit_key = SetPath.parse(path).commit(0, 0)
     commit = unseal(store.get(commit_key), ShardCommit, commit_key)
     metadata = store.get(SetPath.parse(path).array(0))
-    rows_per_shard, shape = shard.rows_per_shard_of(metadata), shard.shape_of(metadata)[1:]
+    rows_per_shard, (_, form) = shard.rows_per_shard_of(metadata), shard.form_of(metadata)
     held = store.get(commit.tokens.key)
-    rows = shard.decode(held, commit.tokens.key, shape, rows_per_shard)[: commit.rows]
+    rows = shard.decode(held, commit.tokens.key, form, rows_per_shard)[: commit.rows]
     rows, told = change(rows, read_table(store, commit.cls.key))
     data = bytes(shard.encode(rows, [True] * commit.rows, rows_per_shard))
     checksums = shard.checksums(data, commit.tokens.key, rows_per_shard)[: commit.rows]

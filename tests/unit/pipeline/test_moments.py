@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.moments import MomentsMeter, covariance_parquet
 from schemas import tables
 from schemas.codec import codec_record
-from schemas.records import Calibration, Moments, ObjectRecord
+from schemas.extract_config import CodecChoice
+from schemas.records import Moments
+from tests.calibrations import calibration
 
 Vectors = npt.NDArray[np.float64]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -143,16 +145,7 @@ def test_add__a_constant_channel_has_no_variance_at_all(seed: int, value: float,
 def test_add__a_constant_channel_is_divided_by_one() -> None:
     values = vectors(0, 100)
     values[:, 1] = 7.25
-    matrix = ObjectRecord(key="covariance", size=1, sha256="0" * 64)
-    calibration = Calibration(
-        images=1,
-        rows=1,
-        tokens=metered([values]).moments(),
-        cls=None,
-        tokens_covariance=matrix,
-        cls_covariance=None,
-    )
-    record = codec_record("fp16", calibration)
+    record = codec_record(CodecChoice(), calibration(metered([values]).moments()))
     assert record.tokens.std[1] == 1.0
     assert record.tokens.mean[1] == 7.25
     assert record.tokens.std[0] == pytest.approx(values[:, 0].std())

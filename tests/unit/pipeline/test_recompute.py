@@ -237,7 +237,7 @@ def test_verify__sound_rows_in_another_order_are_damage(extracted: Extracted) ->
     """Each has its checksum, and none is the one that the CLS table names."""
     path = extracted.set_of("test_vit", 1)
     tokens = extracted.cache / SetPath.parse(path).tokens(0, 0)
-    rows = shard.decode(tokens.read_bytes(), "", (1, 64), 32)
+    rows = shard.decode(tokens.read_bytes(), "", shard.RowForm("float16", 1, 64), 32)
     tokens.write_bytes(shard.encode(rows[::-1], [True] * 32, 32))
     entry = compared(extracted.verify())[path]
     assert (entry["rows_damaged"], entry["faults"]) == (32, [])

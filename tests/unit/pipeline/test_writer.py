@@ -18,6 +18,7 @@ from tests.unit.pipeline.fixtures import feature_set
 BAD = {3: "the file is empty", 7: "not a picture in any known format"}
 ROWS = 9
 FIRST = 64
+COST: Any = {"relative_rms": 0.5, "cosine": np.float32([0.8, 0.9, 0.9, 1.0]), "saturated": 0.25}
 Halves = npt.NDArray[np.float16]
 
 
@@ -36,7 +37,7 @@ class Shard:
     def buffer(self, **changes: Any) -> ShardBuffer:
         buffer = ShardBuffer(self.task, self.set, global_first_row=1000)
         for row in range(ROWS):
-            note = RowNote(f"{row}.jpg", 0, BAD.get(row), relative_rms=0.5, cosine=0.9)
+            note = RowNote(f"{row}.jpg", 0, BAD.get(row), **COST)
             if row in BAD:
                 buffer.put(FIRST + row, RowNote(f"{row}.jpg", 0, BAD[row]))
             else:
@@ -56,7 +57,7 @@ class Shard:
         return self.set.path.tokens(0, 2)
 
     def stored(self, store: ObjectStore) -> Halves:
-        return shard.decode(store.get(self.tokens_key), self.tokens_key, (4, 4), 32)
+        return shard.decode(store.get(self.tokens_key), self.tokens_key, self.set.row_form, 32)
 
 
 def table_of(store: ObjectStore, commit: ShardCommit, cls_width: int | None = 3) -> pa.Table:
@@ -84,7 +85,10 @@ def test_commit__names_what_lies_there() -> None:
     assert (len(data), digest(data)) == (commit.tokens.size, commit.tokens.sha256)
     assert (commit.rows, commit.ok, commit.bad) == (ROWS, ROWS - 2, 2)
     assert commit.error.cosine_mean == pytest.approx(0.9)
+    assert commit.error.cosine_p1 == pytest.approx(0.8)
+    assert commit.error.cosine_min == pytest.approx(0.9)
     assert commit.error.relative_rms == pytest.approx(0.5)
+    assert commit.error.saturated == pytest.approx(0.25)
     good = [row for row in range(ROWS) if row not in BAD]
     np.testing.assert_array_equal(one.stored(store)[good], one.tokens[good])
     assert np.isnan(one.stored(store)[[*BAD, *range(ROWS, 32)]]).all()

@@ -13,10 +13,21 @@ FLOATS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), ma
 AFFINES = st.builds(dict, mean=FLOATS, std=FLOATS)
 
 
-@given(st.text(max_size=8), AFFINES, st.none() | AFFINES, st.integers(0, 2**60))
-def test_seal__round_trip(name: str, tokens: dict, cls: dict | None, images: int) -> None:
+OBJECTS = st.builds(dict, key=st.text(max_size=8), size=st.integers(0, 2**60), sha256=st.just("0"))
+WHOLE = st.lists(st.integers(-(2**31), 2**31), max_size=4)
+
+
+@given(OBJECTS, AFFINES, st.none() | AFFINES, st.none() | WHOLE, st.integers(0, 2**60))
+def test_seal__round_trip(
+    axes: dict, tokens: dict, cls: dict | None, numbers: list[int] | None, images: int
+) -> None:
     record = CodecRecord(
-        tokens_codec=name,
+        tokens_codec="variable",
+        bits=2.5,
+        rotation="pca",
+        axes=axes,
+        spreads=numbers,
+        frequencies=numbers and [numbers, numbers],
         tokens=tokens,
         cls=cls,
         calibration_images=images,

@@ -49,8 +49,8 @@ def batch_of(seed: int, rows: int = 4, student: int = 4, grids: tuple[int, int] 
         pixels=torch.randint(0, 256, (rows, 3, side, side), generator=random, dtype=torch.uint8),
         weight=torch.ones(rows),
         targets={
-            "a": Target(grids[0], told(rows, grids[0] ** 2, 6), told(rows, 5)),
-            "b": Target(grids[1], told(rows, grids[1] ** 2, 4), None),
+            "a": Target(grids[0], told(rows, grids[0] ** 2, 6), told(rows, 5), None),
+            "b": Target(grids[1], told(rows, grids[1] ** 2, 4), None, None),
         },
         epoch=0,
         total=rows,

@@ -219,6 +219,7 @@ def test_recipe__other_is_told_field_by_field(tmp_path: Path) -> None:
         "teachers.a.weight",
         "teachers.b.weight",
         "teachers.b.grids",
+        "teachers.b.codec",
         "teachers.b.drop",
         "student_grids",
         "views",

@@ -81,6 +81,7 @@ def case(
         theirs,
         torch.randn(rows, theirs**2, width).half(),
         None if cls is None else torch.randn(rows, cls).half(),
+        None,
     )
     return prediction, target
 
@@ -112,7 +113,7 @@ def test_loss__shares_of_a_batch_add_up_however_it_is_cut() -> None:
         shares = [
             losses(
                 Prediction(prediction.tokens[rows], prediction.cls[rows]),
-                Target(4, target.tokens[rows], target.cls[rows]),
+                Target(4, target.tokens[rows], target.cls[rows], None),
                 weight[rows],
                 weight.sum(),
             )
@@ -131,8 +132,9 @@ def test_loss__standardises_anew_what_another_cache_standardised() -> None:
         4,
         target.tokens.float() * tokens.scale + tokens.shift,
         target.cls.float() * cls.scale + cls.shift,
+        None,
     )
-    found = losses(prediction, Target(4, target.tokens, target.cls, tokens, cls), weight)
+    found = losses(prediction, Target(4, target.tokens, target.cls, None, tokens, cls), weight)
     for term, value in losses(prediction, anew, weight).items():
         assert torch.equal(found[term], value)
 
@@ -147,7 +149,7 @@ def test_loss__row_of_weight_0_contributes_nothing(garbage: float) -> None:
     total.backward()
     kept = [0, 2]
     without = Prediction(prediction.tokens[kept], prediction.cls[kept])
-    sound = Target(4, target.tokens[kept], target.cls[kept])
+    sound = Target(4, target.tokens[kept], target.cls[kept], None)
     torch.testing.assert_close(total, summed(losses(without, sound, torch.ones(2))))
     for leaf in prediction:
         assert leaf is not None

@@ -102,8 +102,8 @@ def test_iter__serves_what_is_in_the_cache(cached: Cached) -> None:
         if grid != "g2":
             continue
         metadata = store.get(f"{line['set']}/{line['generation']:06d}/tokens/zarr.json")
-        shape, key = shard.shape_of(metadata)[1:], line["tokens_key"]
-        tokens = shard.decode(store.get(key), key, shape, shard.rows_per_shard_of(metadata))
+        (_, form), key = shard.form_of(metadata), line["tokens_key"]
+        tokens = shard.decode(store.get(key), key, form, shard.rows_per_shard_of(metadata))
         for told, stored in zip(read_table(store, line["cls_key"]).to_pylist(), tokens):
             index = place[told["row"]]
             good = told["status"] == "ok"
