@@ -36,6 +36,12 @@ COMMANDS = {
         "List what no snapshot reaches and no job at work can claim; with --delete, remove it.",
         ("cache",),
     ),
+    "copy": Command(
+        "pipeline.copy:run",
+        "schemas.options:CopyOptions",
+        "Copy some teachers, grids, views or a codec of a cache into a cache of its own.",
+        ("cache", "out"),
+    ),
     "pack": Command(
         "pipeline.pack:run",
         "schemas.options:PackOptions",

@@ -19,7 +19,7 @@ from schemas.errors import ConfigError
 from schemas.keyed_hash import subkey
 from schemas.layout import SetPath
 from schemas.options import BenchOptions
-from schemas.records import CodecRecord
+from schemas.records import Affine, CodecRecord
 from schemas.sealed import unseal
 
 CHANNELS = 384
@@ -141,7 +141,7 @@ def _of_cache(url: str, options: BenchOptions) -> Iterator[Features]:
         ]
         record = unseal(store.get(path.codec_json), CodecRecord, path.codec_json)
         name = f"{url.rstrip('/').rpartition('/')[2]} {names[path.fingerprint12]} g{path.grid}"
-        yield Features(name, *_halves(url, rows, record))
+        yield Features(name, *_halves(url, rows, record.tokens))
 
 
 def _is_asked(path: SetPath, name: str, options: BenchOptions) -> bool:
@@ -149,11 +149,11 @@ def _is_asked(path: SetPath, name: str, options: BenchOptions) -> bool:
     return is_named and options.grid in (None, path.grid) and path.codec_label == EXACT
 
 
-def _halves(url: str, rows: Iterable[StoredRow], record: CodecRecord) -> tuple[Tensor, Tensor]:
+def _halves(url: str, rows: Iterable[StoredRow], stored: Affine) -> tuple[Tensor, Tensor]:
     """Every other picture in each half, with all its views."""
     turns: dict[str, int] = {}
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    mean, std = (torch.tensor(values) for values in (record.tokens.mean, record.tokens.std))
+    mean, std = (torch.tensor(values) for values in (stored.mean, stored.std))
     for row in rows:
         turn = turns.setdefault(row.key, len(turns))
         halves[turn % 2].append(torch.from_numpy(row.tokens.astype(np.float32)) * std + mean)

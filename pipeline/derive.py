@@ -12,6 +12,7 @@ import torch
 from infra.catalog import Catalog, get_checked
 from infra.store import ObjectStore
 from infra.terminal import Terminal
+from pipeline.checks import Line
 from pipeline.encode import encode_standardised
 from pipeline.job import FeatureSet, Source, SpanTask
 from pipeline.shard_buffer import RowNote, ShardBuffer
@@ -48,14 +49,18 @@ def sources_of(catalog: Catalog, sets: Sequence[FeatureSet]) -> Sources:
         array = path.array(line["generation"])
         if array not in sizes:
             sizes[array] = shard.rows_per_shard_of(catalog.store.get(array))
-        objects = (
-            ObjectRecord(**{name: line[f"{kind}_{name}"] for name in ("key", "size", "sha256")})
-            for kind in ("tokens", "cls")
-        )
-        found.setdefault((target, line["generation"]), []).append(
-            Source(line["first_row"], line["rows"], sizes[array], *objects)
-        )
+        source = source_of(line, sizes[array])
+        found.setdefault((target, line["generation"]), []).append(source)
     return {place: sorted(each, key=lambda one: one.first_row) for place, each in found.items()}
+
+
+def source_of(line: Line, rows_per_shard: int) -> Source:
+    """A snapshot's line as something to be made from."""
+    objects = (
+        ObjectRecord(**{name: line[f"{kind}_{name}"] for name in ("key", "size", "sha256")})
+        for kind in ("tokens", "cls")
+    )
+    return Source(line["first_row"], line["rows"], rows_per_shard, *objects)
 
 
 def covering(sources: Sequence[Source], first_row: int, rows: int) -> tuple[Source, ...]:

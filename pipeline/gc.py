@@ -156,7 +156,7 @@ def _kept(catalog: Catalog) -> set[str]:
             kept.add(SetPath.parse(path).array(generation))
             sets.add(path)
     for text in sets:
-        kept.update(_keys_beside(store, SetPath.parse(text)))
+        kept.update(keys_beside(store, SetPath.parse(text)))
     return kept
 
 
@@ -173,7 +173,7 @@ def _keys_of_shards(snapshot: Snapshot) -> Iterator[str]:
         yield path.array(line["generation"])
 
 
-def _keys_beside(store: ObjectStore, path: SetPath) -> Iterator[str]:
+def keys_beside(store: ObjectStore, path: SetPath) -> Iterator[str]:
     """What a set's shards cannot be read or repaired without."""
     key = layout.calibration(path.fingerprint12, path.grid)
     yield from (path.codec_json, key, layout.teacher(path.fingerprint12))

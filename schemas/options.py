@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from schemas.codec import choice_of, codec_label
 from schemas.extract_config import Columns
 from schemas.names import Grid, Precision
 from schemas.store_config import StoreOptions
@@ -67,6 +68,35 @@ class GcOptions(StrictModel):
     """How S3 is reached."""
     delete: bool = False
     """Remove what is listed."""
+
+
+def _label(label: str) -> str:
+    try:
+        known = codec_label(choice_of(label))
+    except ValueError:
+        known = ""
+    if known != label:
+        raise ValueError(
+            "is written as in paths: fp16, int8, int4.hadamard, variable3.pca (bits and rotation)"
+        )
+    return label
+
+
+class CopyOptions(StrictModel):
+    cache: str = Field(min_length=1)
+    """Folder of the cache, or s3://BUCKET/PREFIX."""
+    out: str = Field(min_length=1)
+    """Where the copy is to be, likewise."""
+    store: StoreOptions = StoreOptions()
+    """How S3 is reached."""
+    teachers: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
+    """Names; all if none is given."""
+    grids: Annotated[tuple[Grid, ...], BeforeValidator(one_or_several)] = ()
+    """All if none is given."""
+    views: Annotated[tuple[int, ...], BeforeValidator(one_or_several)] = ()
+    """Shards that hold something of these; all if none is given."""
+    codec: Annotated[str, AfterValidator(_label)] | None = None
+    """Sets in this codec alone; where there is none, it is made of what stands in fp16."""
 
 
 class PackOptions(StrictModel):

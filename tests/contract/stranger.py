@@ -140,7 +140,7 @@ class Cache:
         """It is what the measurement gives, and has just what its kind needs."""
         kind, rotation = codec["tokens_codec"], codec["rotation"]
         assert codec["axes"] == (None if rotation == "none" else shape["axes"])
-        assert shape["principal"] == sorted(shape["principal"], reverse=True)
+        assert min(*shape["principal"], *shape["own"]) >= 0
         width = len(shape["own"])
         for column in ("pca", "hadamard"):
             basis = self.basis(shape["axes"], column)

@@ -22,6 +22,7 @@ from tests.builders import ROOT
 from trainer.cache import CacheReader
 
 SETS = [("vit", 2), ("vit", 3), ("cnn", 2), ("cnn", 3)]
+CODED = [(name, grid) for name in ("eight", "four", "varying") for grid in (2, 7)]
 
 
 def ours(reader: CacheReader, name: str, generation: int) -> tuple[Any, Any, Any]:
@@ -32,6 +33,15 @@ def ours(reader: CacheReader, name: str, generation: int) -> tuple[Any, Any, Any
     return tuple(map(np.concatenate, ([part.tokens for part in parts], cls, [p.ok for p in parts])))
 
 
+def read_by_both(folder: Path) -> Any:
+    """The whole array, to zarr and to tensorstore the same."""
+    by_zarr = zarr.open_array(folder, mode="r")[:]
+    kvstore = {"driver": "file", "path": f"{folder}/"}
+    by_tensorstore = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()[:].read()
+    np.testing.assert_array_equal(by_zarr, by_tensorstore.result())
+    return by_zarr
+
+
 @pytest.mark.parametrize("generation", [0, 1])
 @pytest.mark.parametrize(("name", "grid"), SETS)
 def test_tokens__are_the_same_to_zarr_tensorstore_and_us(
@@ -40,16 +50,34 @@ def test_tokens__are_the_same_to_zarr_tensorstore_and_us(
     reader = CacheReader(str(whole_cache), teachers={name: grid})
     tokens, _, ok = ours(reader, name, generation)
     folder = whole_cache / str(reader.sets[name][grid]) / f"{generation:06d}" / "tokens"
-    by_zarr = zarr.open_array(folder, mode="r")[:]
-    kvstore = {"driver": "file", "path": f"{folder}/"}
-    by_tensorstore = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()[:].read()
-    np.testing.assert_array_equal(by_zarr, by_tensorstore.result())
+    by_zarr = read_by_both(folder)
     assert by_zarr.dtype == tokens.dtype == np.float16
     assert by_zarr.shape == tokens.shape
     assert by_zarr.shape[0] == reader.generations[generation].rows
     np.testing.assert_array_equal(by_zarr[ok], tokens[ok])
     assert np.isnan(by_zarr[~ok]).all()
     assert not tokens[~ok].any()
+    assert (~ok).sum() == (6 if generation == 0 else 0)
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+@pytest.mark.parametrize(("name", "grid"), CODED)
+def test_codes__are_the_same_to_zarr_tensorstore_and_us(
+    coded_cache: Path, name: str, grid: int, generation: int
+) -> None:
+    """Bytes as they lie; in a bad row, which has none, zeros."""
+    reader = CacheReader(str(coded_cache), teachers={name: grid})
+    codes, _, ok = ours(reader, name, generation)
+    found = read_by_both(
+        coded_cache / str(reader.sets[name][grid]) / f"{generation:06d}" / "tokens"
+    )
+    assert found.dtype == codes.dtype == np.uint8
+    form = reader.teachers[name].codecs[grid].row_form(grid**2)
+    assert found.shape == codes.shape
+    assert found.shape == (reader.generations[generation].rows, form.height, form.width)
+    np.testing.assert_array_equal(found, codes)
+    assert found[ok].any(axis=(1, 2)).all()
+    assert not found[~ok].any()
     assert (~ok).sum() == (6 if generation == 0 else 0)
 
 
