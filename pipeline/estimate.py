@@ -4,8 +4,9 @@ Writes nothing. What is to be done is what `extract` itself would find (pipeline
 paces are measured (pipeline/pace.py), and pipeline/bill.py says what follows from them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 from infra.command import Outcome
 from infra.pixels.decode import silence_pillow
@@ -30,6 +31,8 @@ from pipeline.predict import Prediction, predict
 from pipeline.sets import rows_per_shard
 from pipeline.teachers import load_teacher
 from schemas.extract_config import ExtractConfig
+
+NOT_TIMED: Mapping[str, object] = MappingProxyType({})
 
 
 def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
@@ -61,7 +64,7 @@ def run(config: ExtractConfig, terminal: Terminal) -> Outcome:
     codecs: dict[str, dict[str, object]] = {}
     for (name, grid), told in predictions.items():
         codecs.setdefault(name, {})[str(grid)] = [asdict(each) for each in told]
-    return Outcome({**_result(config, ahead, bill), "codecs": codecs})
+    return Outcome(_result(config, ahead, bill, codecs))
 
 
 def _time_teachers(
@@ -102,7 +105,12 @@ def _time_teachers(
     return paces, predictions
 
 
-def _result(config: ExtractConfig, ahead: Forecast, bill: Bill | None) -> dict[str, object]:
+def _result(
+    config: ExtractConfig,
+    ahead: Forecast,
+    bill: Bill | None,
+    codecs: Mapping[str, object] = NOT_TIMED,
+) -> dict[str, object]:
     def rounded(value: float | None, digits: int) -> float | None:
         return None if value is None else round(value, digits)
 
@@ -118,6 +126,7 @@ def _result(config: ExtractConfig, ahead: Forecast, bill: Bill | None) -> dict[s
         "storage_price_per_month": bill and rounded(bill.storage_per_month, 6),
         "currency": config.cost.currency,
         "breakeven_epochs": bill and bill.breakeven_epochs,
+        "codecs": dict(codecs),
     }
 
 

@@ -28,6 +28,7 @@ BACK_AS_IT_WAS = (
     "teacher.json",
 )
 """What one kind of machine makes again to the bit."""
+VARYING = {"tokens": "variable", "bits": 3, "rotation": "hadamard"}
 
 
 class Cache:
@@ -91,6 +92,31 @@ def test_repair__gives_back_the_very_bytes(cache: Cache, pattern: str, damage: A
     assert told["teacher_forwards"] == (32 if "/" in pattern and "zarr" not in pattern else 0)
     assert verify_here(cache.folder).status == 0
     assert cache.extract(repair=True)["teacher_forwards"] == 0
+
+
+@pytest.mark.parametrize("damage", [flip, remove])
+def test_repair__gives_back_the_very_codes(tmp_path: Path, damage: Any) -> None:
+    """Of every codec at once: the shards, what tells how to decode them, and their arrays."""
+    pictures(tmp_path / "pictures", PICTURES)
+    cache = Cache(tmp_path)
+    codecs: list[dict[str, Any]] = [{"tokens": "int8"}, {"tokens": "int4"}, VARYING]
+    teachers = {
+        str(number): VIT | {"weights": f"random:{number}", "codec": codec}
+        for number, codec in enumerate(codecs)
+    }
+    cache.extract(teachers=teachers)
+    before = cache.bytes()
+    for pattern in ("tokens/c/0/0/0", "codec.json", "tokens/zarr.json"):
+        damaged = list(cache.folder.rglob(pattern))
+        assert len(damaged) == len(codecs)
+        for path in damaged:
+            damage(path)
+    assert verify_here(cache.folder).status == 1
+    told = cache.extract(teachers=teachers, repair=True)
+    assert cache.bytes() == before
+    assert (told["snapshot"], told["teacher_forwards"]) == (1, 32 * len(codecs))
+    assert verify_here(cache.folder).status == 0
+    assert cache.served() == 2 * PICTURES
 
 
 @pytest.mark.parametrize("damage", [flip, remove])
@@ -199,7 +225,7 @@ def test_repair__of_the_only_table_that_knew_a_picture(cache: Cache, tmp_path: P
     assert alone.served() == 2 * PICTURES
 
 
-@pytest.mark.parametrize("pattern", ["calibration.json", "covariance.tokens.*"])
+@pytest.mark.parametrize("pattern", ["calibration.json", "covariance.tokens.*", "axes.*"])
 def test_repair__says_what_it_cannot(cache: Cache, pattern: str) -> None:
     damaged = cache.some(pattern)
     flip(damaged)

@@ -57,8 +57,8 @@ def spectra() -> Iterator[dict[tuple[str, str], Row]]:
 
 
 def test_measure__every_method_on_every_spectrum(spectra: dict[tuple[str, str], Row]) -> None:
-    rotated = [f"{codec}{rotation}" for codec in ("int8", "int4", "variable4") for rotation in
-               ("", ".hadamard", ".pca")]  # fmt: skip
+    turns = ("", ".hadamard", ".pca")
+    rotated = [codec + turn for codec in ("int8", "int4", "variable4") for turn in turns]
     lossless = [f"{codec} + {name}" for codec in ("fp16", "int8") for name in ("zstd", "blosc")]
     methods = {"fp16", *rotated, *lossless}
     assert spectra.keys() == {
@@ -72,9 +72,8 @@ def test_measure__every_method_on_every_spectrum(spectra: dict[tuple[str, str], 
 
 def test_measure__bytes_are_those_of_the_format(spectra: dict[tuple[str, str], Row]) -> None:
     of = {method: row for (name, method), row in spectra.items() if name == CLEAN}
-    assert [of[method]["bytes_per_token"] for method in ("fp16", "int8", "int4", "variable4")] == [
-        128, 66, 34, 32,
-    ]  # fmt: skip
+    stored = {"fp16": 128, "int8": 66, "int4": 34, "variable4": 32}
+    assert {method: of[method]["bytes_per_token"] for method in stored} == stored
     assert of["variable4"]["share_of_fp16"] == 0.25
     assert of["variable4"]["bits_per_value"] == 4
 

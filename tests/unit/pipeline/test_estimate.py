@@ -22,7 +22,7 @@ from tests.caches import CNN, VIT, Quiet, commits, config_of, local_pool, pictur
 
 KEYS = {
     *("rows", "teacher_forwards", "bytes_by_codec", "seconds_estimate", "breakeven_epochs"),
-    *("hours", "price", "storage_price_per_month", "currency", "lacks", "decodes"),
+    *("hours", "price", "storage_price_per_month", "currency", "lacks", "decodes", "codecs"),
 }
 
 

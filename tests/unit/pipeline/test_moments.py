@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.moments import MomentsMeter, covariance_parquet
+from infra.codec.rotation import AXIS_BITS, equalised_axes, principal_axes
+from pipeline.moments import MomentsMeter, axes_parquet, covariance_parquet
 from schemas import tables
 from schemas.codec import codec_record
 from schemas.extract_config import CodecChoice
@@ -159,6 +160,76 @@ def test_covariance_parquet__holds_the_matrix_to_the_bit(width: int) -> None:
     assert isinstance(table, pa.Table)
     assert (np.array(table["covariance"].to_pylist()) == matrix).all()
     assert covariance_parquet(matrix) == data
+
+
+def directions(values: Vectors) -> Vectors:
+    """The covariance of what is standardised within its batch and brought to one length."""
+    seen = (values - values.mean(0)) / values.std(0)
+    seen /= np.sqrt((seen**2).mean(1, keepdims=True))
+    return seen.T @ seen / len(seen)
+
+
+def test_shapes__are_of_the_directions_in_each_half() -> None:
+    values = vectors(7, 300, mean=50.0, std=3.0)
+    shapes = metered([values]).shapes()
+    assert (shapes == shapes.transpose(0, 2, 1)).all()
+    np.testing.assert_allclose(np.trace(shapes, axis1=1, axis2=2), 3.0)
+    np.testing.assert_allclose(shapes.mean(0), directions(values), atol=1e-9)
+    assert (shapes[0] != shapes[1]).any()
+
+
+def test_shapes__do_not_depend_on_the_scale_of_a_channel() -> None:
+    values = vectors(7, 300)
+    np.testing.assert_allclose(
+        metered([values * [1, 2**-20, 2**10]]).shapes(), metered([values]).shapes(), atol=1e-9
+    )
+
+
+def test_shapes__of_batches_are_means_weighted_by_their_vectors() -> None:
+    one, other = vectors(1, 60), vectors(2, 20)
+    mine, theirs = metered([one]).shapes(), metered([other]).shapes()
+    both = metered([one, other]).shapes()
+    np.testing.assert_allclose(both, (60 * mine + 20 * theirs) / 80, atol=1e-12)
+
+
+def test_shapes__a_few_outliers_hardly_change_them() -> None:
+    """One vector in a hundred, a thousand times as long, is nearly all of a covariance."""
+    values = vectors(4, 2000, width=8)
+    spoilt = values.copy()
+    spoilt[::100] = 1000 * np.sign(spoilt[::100, :1])
+    longest = np.full(8, 8**-0.5)
+    before, after = (
+        longest @ metered([each]).shapes().mean(0) @ longest for each in (values, spoilt)
+    )
+    covariance = metered([spoilt]).covariance()
+    assert longest @ covariance @ longest > 0.99 * np.trace(covariance)
+    assert after < before + 0.05 * 8
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 3)), np.array([[1.0, 2.0, 3.0]] * 5)])
+def test_shapes__without_any_direction_are_the_identity(values: Vectors) -> None:
+    assert (metered([values]).shapes() == np.eye(3)).all()
+
+
+def test_shapes__of_one_half_are_of_both() -> None:
+    """Of three vectors the middle one is the mean, and of one picture there is one half."""
+    meter = metered([np.array([[1.0, 0.0]])])
+    meter.merge(metered([np.array([[1.0, -1.0], [0.0, 0.0], [-1.0, 1.0]])]).spread)
+    np.testing.assert_allclose(meter.shapes(), [[[1, -1], [-1, 1]]] * 2)
+
+
+@pytest.mark.parametrize("width", [1, 3, 70])
+def test_axes_parquet__holds_both_bases_to_the_bit(width: int) -> None:
+    principal = principal_axes(metered([vectors(1, 300, width)]).shapes().mean(0))
+    equalised = equalised_axes(principal)
+    data = axes_parquet(principal, equalised)
+    table = tables.from_parquet(data, "axes", tables.axes_schema(width))
+    for name, axes in (("pca", principal), ("hadamard", equalised)):
+        held = np.array(table[name].to_pylist())
+        assert (held == axes).all()
+        whole = held * 2.0**-AXIS_BITS
+        np.testing.assert_allclose(whole @ whole.T, np.eye(width), atol=1e-4)
+    assert axes_parquet(principal, equalised) == data
 
 
 @pytest.mark.gpu

@@ -97,9 +97,7 @@ def test_codec_record__spreads_are_of_the_rotated_basis(
     rotation: str, spreads: tuple[int, ...]
 ) -> None:
     moments = Moments(count=9, mean=(0.0,) * 3, variance=(1.0,) * 3)
-    measured = calibrations.calibration(
-        moments, own=(4.0, 0.25, 1.0), principal=(9.0, 1 / 9, 1.0)
-    )
+    measured = calibrations.calibration(moments, own=(4.0, 0.25, 1.0), principal=(9.0, 1 / 9, 1.0))
     choice = CodecChoice.model_validate({"tokens": "variable", "rotation": rotation})
     record = codec_record(choice, measured)
     assert record.spreads == spreads

@@ -1,5 +1,6 @@
 import hashlib
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_normal_tables__every_code_can_be_written_but_by_the_silent_one() -> Non
 def test_normal_tables__large_codes_are_not_more_frequent() -> None:
     """But for what rounding leaves over, which code 0 has."""
     for table in normal_tables():
-        assert all(near >= far for near, far in zip(table, table[1:], strict=False))
+        assert all(near >= far for near, far in pairwise(table))
 
 
 @pytest.mark.parametrize("table", [table for table in range(TABLES) if spread(table) >= 0.5])

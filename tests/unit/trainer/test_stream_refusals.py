@@ -63,6 +63,7 @@ def test_iter__other_pixels_are_refused_where_a_teacher_saw_that_size(
         ({"teachers": {"dino": 2}}, CacheError, "has no teacher 'dino'; it has cnn, vit"),
         ({"teachers": {"vit": 5}}, ConfigError, "vit.grids: not cached at 5; there is 2, 3"),
         ({"teachers": {"vit": None}}, ConfigError, "vit.grids: cached at 2, 3; name one"),
+        ({"codecs": {"vit": "int8"}}, ConfigError, "vit.codec: not cached as int8; there is fp16"),
         ({"teachers": {"vit": (2, 3), "cnn": (2, 1)}}, ConfigError, "cnn.grids: not cached at 1"),
         ({"views": [7]}, CacheError, "no rows that all of vit, cnn cover in the views asked for"),
         ({"images_root": "/nowhere"}, ConfigError, "images /nowhere: no picture, Parquet file or"),

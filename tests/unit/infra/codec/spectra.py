@@ -1,5 +1,6 @@
 """Tokens whose covariance is known, codecs fitted to them, and how good any codec could be."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -7,11 +8,18 @@ import torch
 from torch import Tensor
 
 from infra.codec.codec import TokenCodec
-from infra.codec.rotation import Float64s, equalised_axes, held_out_variances, principal_axes
+from infra.codec.rotation import (
+    Float64s,
+    Int32s,
+    equalised_axes,
+    held_out_variances,
+    principal_axes,
+)
 from pipeline.moments import MomentsMeter
 from schemas.codec import codec_record
 from schemas.extract_config import CodecChoice
-from tests.calibrations import calibration
+from schemas.records import Calibration
+from tests import calibrations
 
 Spectrum = Literal["white", "pink"]
 """Of the variances along the principal axes: equal, or falling as 1/f."""
@@ -48,21 +56,35 @@ def with_outliers(tokens: Tensor) -> Tensor:
     return wild
 
 
-def fitted(choice: CodecChoice, raw: Tensor) -> TokenCodec:
-    """The codec that a calibration on raw tokens [..., channels] leads to."""
-    meter = MomentsMeter(raw.shape[-1])
-    meter.add(raw)
-    shapes = meter.shapes()
-    principal = principal_axes(shapes.mean(0))
-    measured = calibration(
-        meter.moments(),
-        own=np.diagonal(shapes.mean(0)).tolist(),
-        principal=held_out_variances(shapes).tolist(),
-    )
-    record = codec_record(choice, measured)
-    if record.rotation == "none":
-        return TokenCodec(record)
-    return TokenCodec(record, principal if record.rotation == "pca" else equalised_axes(principal))
+@dataclass(frozen=True)
+class Measured:
+    """What a calibration finds, and with it any codec."""
+
+    calibration: Calibration
+    principal: Int32s
+
+    @classmethod
+    def of(cls, raw: Tensor) -> "Measured":
+        """Of raw tokens [..., channels]."""
+        meter = MomentsMeter(raw.shape[-1])
+        meter.add(raw)
+        shapes = meter.shapes()
+        found = calibrations.calibration(
+            meter.moments(),
+            own=np.diagonal(shapes.mean(0)).tolist(),
+            principal=held_out_variances(shapes).tolist(),
+        )
+        return cls(found, principal_axes(shapes.mean(0)))
+
+    def codec(self, choice: CodecChoice) -> TokenCodec:
+        record = codec_record(choice, self.calibration)
+        match record.rotation:
+            case "none":
+                return TokenCodec(record)
+            case "pca":
+                return TokenCodec(record, self.principal)
+            case "hadamard":
+                return TokenCodec(record, equalised_axes(self.principal))
 
 
 def standardised(codec: TokenCodec, raw: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def test_held_out_variances__know_each_half_only_from_the_other() -> None:
     halves = np.einsum("hni,hnj->hij", factors, factors) / 16
     found = held_out_variances(halves)
     assert found.min() > 0.5  # of 1, which it truly is in any direction
-    assert found.max() < 1.6
+    assert found.max() < 2
     assert found.sum() == pytest.approx(np.trace(halves.mean(0)))
 
 

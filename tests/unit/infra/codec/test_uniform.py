@@ -173,3 +173,19 @@ def test_encode__a_token_knows_nothing_of_the_others() -> None:
     # Nor of where its channels stand: the squares' sum must not depend on their order.
     turned, _ = uniform.encode(tokens.flip(2), 4, clip=True)
     assert torch.equal(turned[..., -2:], stored[..., -2:])
+
+
+@pytest.mark.xfail(raises=RuntimeError, reason="a view at an odd offset")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_decode__one_token_of_an_odd_number_of_bytes(bits: int) -> None:
+    tokens = torch.ones(1, 1, 5)
+    stored, _ = uniform.encode(tokens, bits, clip=False)
+    torch.testing.assert_close(uniform.decode(stored, 5, bits), tokens, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="scales below 2^-14 are rounded down too far")
+@pytest.mark.parametrize("exponent", [-14, -16, -18])
+def test_encode__int8_of_small_tokens_does_not_saturate(exponent: int) -> None:
+    """Of standardised tokens the usual ones are as large as 1; yet it is said of none."""
+    _, beyond = uniform.encode(drawn(1, 50, 64) * 2.0**exponent, 8, clip=False)
+    assert beyond.tolist() == [0]
