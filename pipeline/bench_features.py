@@ -116,7 +116,7 @@ def _of_cache(url: str, options: BenchOptions) -> Iterator[Features]:
     catalog = Catalog(store)
     number = catalog.latest_snapshot()
     if number is None:
-        raise ConfigError(f"bench codec: {url} has no snapshot yet: run extract to its end first")
+        raise ConfigError(f"{url}: no snapshot yet: run extract to its end first")
     snapshot = catalog.snapshot(number)
     commits = catalog.generations(snapshot.commit.generations)[: snapshot.commit.generations]
     plans = [PlanReader(store, commit) for commit in commits]
@@ -128,8 +128,8 @@ def _of_cache(url: str, options: BenchOptions) -> Iterator[Features]:
     if not asked:
         found = (f"{names[p.fingerprint12]} grid {p.grid} as {p.codec_label}" for p in there)
         raise ConfigError(
-            f"bench codec: {url} holds no set as fp16, which is what codecs are compared with, "
-            f"that --teacher and --grid allow; it holds {', '.join(found) or 'none at all'}"
+            f"{url}: no set to measure with: codecs are compared with what is stored as fp16, of "
+            f"the --teacher and at the --grid asked for; it holds {', '.join(found) or 'no set'}"
         )
     sets = np.asarray(snapshot.table["set"])
     for path in asked:
@@ -159,7 +159,7 @@ def _halves(url: str, rows: Iterable[StoredRow], stored: Affine) -> tuple[Tensor
         halves[turn % 2].append(torch.from_numpy(row.tokens.astype(np.float32)) * std + mean)
     if len(turns) < 2:
         raise ConfigError(
-            f"bench codec: {url} has {len(turns)} pictures; at least two are needed, one to "
+            f"{url}: {len(turns)} pictures; at least two are needed, one to "
             "calibrate by and one to judge by"
         )
     measured, held_out = halves

@@ -139,8 +139,8 @@ def commits(store: ObjectStore) -> dict[str, ShardCommit]:
 def contents(store: ObjectStore) -> dict[str, Array | pa.Table]:
     """Every committed number of a cache, without what may differ between two runs: attempts.
 
-    By the commit's key the stored tokens and CLS vectors, in bad rows NaN (0 in codes), and what else the CLS
-    table says; by the generation's key the rows of the plan.
+    By the commit's key the stored tokens and CLS vectors, NaN in bad rows (0 in codes), and what
+    else the CLS table says; by the generation's key the rows of the plan.
     """
     found: dict[str, Array | pa.Table] = {}
     for key, commit in commits(store).items():

@@ -14,8 +14,10 @@ Little-endian, a multiple of four bytes. A channel's step is the row's, but at l
 the channel's spread.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -106,7 +108,8 @@ class Variable:
         states = rows[:, ends[0] : ends[1]].contiguous().view(torch.int32)
         scales = rows[:, ends[1] : ends[2]].long()
         words = rows[:, self._head(tokens) :].contiguous().view(torch.int16).int() & rans.WORD
-        codes = rans.decode(states, words, self._tables(steps), self.ranges, tokens)
+        decode = _decoder(stored.device)
+        codes = decode(states, words, self._tables(steps), self.ranges, tokens)
         factor = _factor(scales, SCALE_PER_OCTAVE, _SCALE_ONE).float()
         factor[scales == 0] = 0.0
         return (factor[..., None] * self._step(steps)) * codes.float()
@@ -205,6 +208,16 @@ class Variable:
         first = torch.where(places < words.shape[1], first, 0)
         room.copy_(first.to(torch.uint16).view(torch.uint8))
         return stored[:, None]
+
+
+@cache
+def _decoder(device: torch.device) -> Callable[..., Tensor]:
+    """A kernel where there is a GPU and Triton, else the plain one; both give the same codes."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from infra.codec import rans_triton
+
+        return rans_triton.decode
+    return rans.decode
 
 
 def _scales(tokens: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from schemas.extract_config import ExtractConfig
 from tests.builders import photograph_bytes
 from tests.caches import CNN, VIT, config_of, extract_here, odd_pictures, pictures
 
-
 TWO: dict[str, dict[str, Any]] = {"vit": VIT, "cnn": CNN}
 CODED: dict[str, dict[str, Any]] = {
     "eight": VIT | {"codec": {"tokens": "int8"}},

@@ -101,8 +101,8 @@ def test_repair__gives_back_the_very_codes(tmp_path: Path, damage: Any) -> None:
     cache = Cache(tmp_path)
     codecs: list[dict[str, Any]] = [{"tokens": "int8"}, {"tokens": "int4"}, VARYING]
     teachers = {
-        str(number): VIT | {"weights": f"random:{number}", "codec": codec}
-        for number, codec in enumerate(codecs)
+        f"vit{seed}": VIT | {"weights": f"random:{seed}", "codec": codec}
+        for seed, codec in enumerate(codecs)
     }
     cache.extract(teachers=teachers)
     before = cache.bytes()
