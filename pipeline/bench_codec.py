@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numcodecs import Blosc, Zstd  # type: ignore[import-untyped]
+from numcodecs import Blosc, Zstd
 from torch import Tensor
 
 from infra.codec.codec import TokenCodec

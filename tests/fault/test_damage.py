@@ -26,6 +26,7 @@ PREFIXES = {
     "teacher": "teachers/*/teacher.json",
     "calibration": "features/*/calibration.json",
     "covariance": "features/*/covariance.*.parquet",
+    "axes": "features/*/axes.*.parquet",
     "probe": "features/*/probe.json",
     "codec": "features/*/codec.json",
     "array": "features/*/zarr.json",
@@ -35,8 +36,8 @@ PREFIXES = {
     "snapshot table": "snapshots/*.parquet",
     "snapshot commit": "commits/snapshots/*.json",
 }
-NOT_READ_BY_TRAINING = {"calibration", "covariance", "probe", "codec", "commit"}
-"""What a snapshot's table says, or what only decoding to raw features needs."""
+NOT_READ_BY_TRAINING = {"calibration", "covariance", "axes", "probe", "commit"}
+"""What a snapshot's table says, or what a codec without a rotation does not need."""
 
 
 class Damaged(MemoryStore):
