@@ -44,7 +44,7 @@ def encode(codec: TokenCodec, cls: Tensor | None, tokens: Tensor) -> Encoded:
     if cls is not None and record.cls is not None:
         cls = _standardise(cls, record.cls.mean, record.cls.std)
     standardised = _standardise(tokens, record.tokens.mean, record.tokens.std)
-    return encode_standardised(codec, cls, standardised)
+    return encode_standardised(codec, cls if record.cls else None, standardised)
 
 
 def encode_standardised(codec: TokenCodec, cls: Tensor | None, standardised: Tensor) -> Encoded:

@@ -71,7 +71,7 @@ Grids = Annotated[tuple[Grid, ...], BeforeValidator(one_or_several), AfterValida
 class CodecChoice(StrictModel):
     tokens: Literal["fp16", "int8", "int4", "variable"] = "fp16"
     """How standardised patch tokens are stored. `variable`: wide channels get more bits."""
-    bits: float | None = Field(None, ge=1.5, le=6)
+    bits: float | None = Field(None, ge=1.5, le=6, multiple_of=0.25)
     """Of `variable`: mean of a channel of a token, all that is stored with it included; 4 if not
     said."""
     rotation: Literal["none", "hadamard", "pca"] | None = None

@@ -182,7 +182,7 @@ class CodecRecord(StrictModel):
     axes: ObjectRecord | None
     """Table of the axes of the rotation (tables.axes_schema); none without one."""
     spreads: tuple[int, ...] | None
-    """Of `variable`: 16 log2 of each channel's spread, in the rotated basis."""
+    """Of `variable`: 64 log2 of each channel's spread, in the rotated basis."""
     frequencies: tuple[tuple[int, ...], ...] | None
     """Of `variable`: for each table of 2^15 the share of code 0, and of each of +-1, +-2, ..."""
     tokens: Affine

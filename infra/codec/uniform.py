@@ -31,10 +31,16 @@ def encode(tokens: Tensor, bits: int, clip: bool) -> tuple[Tensor, Tensor]:
         uint8 [rows, tokens, bytes], and how many values of each row lay beyond the last code.
     """
     most = 2 ** (bits - 1) - 1
-    step = tokens.abs().amax(-1, keepdim=True) / most
+    largest = tokens.abs().amax(-1, keepdim=True)
+    step = largest / most
     if clip:
         step = torch.minimum(step, _spread(tokens) * BEST_STEP)
     scale = step.half()
+    if not clip:
+        # Where halves are far apart, the next one up, or the largest value would be out of reach.
+        short = scale.float() * (most + 0.5) < largest
+        scale = torch.where(short, scale.view(torch.int16) + 1, scale.view(torch.int16))
+        scale = scale.view(torch.float16)
     step = scale.float()
     # Tokens of zeros, and those so near to them that float16 has no scale for them.
     levels = torch.where(step > 0, (tokens / step).round(), 0.0)
@@ -47,7 +53,8 @@ def encode(tokens: Tensor, bits: int, clip: bool) -> tuple[Tensor, Tensor]:
 def decode(stored: Tensor, channels: int, bits: int) -> Tensor:
     """float32 [rows, tokens, channels]: scale x code."""
     packed, scale = stored[..., :-SCALE_BYTES], stored[..., -SCALE_BYTES:]
-    step = scale.contiguous().view(torch.float16).float()
+    # A copy: what begins at an odd byte cannot be looked at as halves.
+    step = scale.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
     return _unpack(packed, channels, bits).float() * step
 
 

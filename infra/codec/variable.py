@@ -4,7 +4,7 @@ and the narrow ones none (reverse water-filling), in rows of one size.
 A token is brought to unit spread by a scale of its own: what counts is its direction. Each row then
 has the finest step with which it fits its bytes:
 
-    step         int32: the row's step is 2^(step / 16)
+    step         int32: the row's step is 2^(step / 64)
     states       int32 [lanes]: what decoding begins with
     scales       uint8 [tokens]: s for 2^((s - 128) / 8); 0 for a token of zeros
     a zero byte  if there is an odd number of tokens
@@ -32,11 +32,13 @@ _WIDEST = 4 * SPREAD_PER_OCTAVE
 """At most 2^4 steps to a spread: the last table."""
 SCALE_PER_OCTAVE = 8
 _SCALE_ONE = 128
+_LARGEST_SCALE = 255
 _COST_ONE = 1024
 """Costs are whole parts of a bit."""
 _FARTHEST = 64 * SPREAD_PER_OCTAVE
 """No step is further from 1, in either direction."""
 _TRIES = 64
+_STRAIGHT_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Variable:
     bits: float
     """Mean of a channel of a token, with all that is stored beside the codes."""
     spreads: Tensor
-    """int64 [channels]: 16 log2 of each channel's spread in tokens of unit spread."""
+    """int64 [channels]: 64 log2 of each channel's spread in tokens of unit spread."""
     ranges: rans.Ranges
     costs: Tensor
     """int64 [tables x (MOST + 1)]: of each size of code."""
@@ -85,13 +87,15 @@ class Variable:
         steps = self._finest(sizes)
         coarse = torch.zeros_like(steps)
         for _ in range(_TRIES):
-            beyond = (sizes / self._step(steps)).amax(-1) > MOST
+            levels = self._levels(sizes, steps)
+            beyond = levels.amax(-1) > MOST
+            coarse = torch.maximum(coarse, beyond.sum(1))
+            beyond &= scales <= _LARGEST_SCALE - SCALE_PER_OCTAVE
             if beyond.any():
-                coarse = torch.maximum(coarse, beyond.sum(1))
                 scales = torch.where(beyond, scales + SCALE_PER_OCTAVE, scales)
                 sizes = torch.where(beyond[..., None], sizes / 2, sizes)
                 continue
-            codes = self._rounded(sizes, steps).copysign_(unit)
+            codes = self._rounded(levels).copysign_(unit)
             states, words, lengths = rans.encode(codes, self._tables(steps), self.ranges)
             most = (self.row_bytes(count) - self._head(count)) // 2
             if not (lengths > most).any():
@@ -127,15 +131,23 @@ class Variable:
         room -= rans.lane_count(count, channels) * _COST_ONE
         steps = self._start(room // count).expand(rows)
         too_fine = torch.full_like(steps, -_FARTHEST)
-        for _ in range(_TRIES):
+        fitting = torch.full_like(steps, _FARTHEST - 1)
+        for attempt in range(_TRIES):
             over = self._cost(sizes, steps) - room
-            too_fine = torch.where(over > 0, torch.maximum(too_fine, steps), too_fine)
+            fits = over <= 0
+            fitting = torch.where(fits, torch.minimum(fitting, steps), fitting)
+            too_fine = torch.where(fits, too_fine, torch.maximum(too_fine, steps))
             worth = self._worth[steps + _FARTHEST] * count
             change = torch.div(over, worth.clamp_min(1), rounding_mode="floor") + 1
-            wanted = torch.maximum(steps + change, too_fine + 1).clamp(-_FARTHEST, _FARTHEST - 1)
-            if torch.equal(wanted, steps):
+            found = (fits & (change >= 0)) | (fitting - too_fine <= 1)
+            steps = torch.where(found, fitting, steps)
+            if found.all():
                 break
-            steps = wanted
+            # Where the row is not what was expected, by halves.
+            near = (too_fine + fitting) // 2
+            next_one = steps + change
+            inside = (next_one > too_fine) & (next_one < fitting) & (attempt < _STRAIGHT_TRIES)
+            steps = torch.where(found, steps, torch.where(inside, next_one, near))
         return steps
 
     def _start(self, room: int) -> Tensor:
@@ -161,17 +173,20 @@ class Variable:
 
     def _cost(self, sizes: Tensor, steps: Tensor) -> Tensor:
         """int64 [rows], in parts of a bit."""
-        place = self._rounded(sizes, steps).long()
+        place = self._rounded(self._levels(sizes, steps)).long()
         place += self._tables(steps)[:, None] * (MOST + 1)
         return self.costs.take(place).sum((1, 2))
 
-    def _rounded(self, sizes: Tensor, steps: Tensor) -> Tensor:
-        """float32: sizes [rows, tokens, channels] in steps, rounded towards zero by a little more
-        than to the next, because a code that is nearer to zero is a shorter one."""
-        threshold = 0.5 + min(0.1, max(0.0, 0.2 - 0.05 * self.bits))
+    def _levels(self, sizes: Tensor, steps: Tensor) -> Tensor:
+        """float32: sizes [rows, tokens, channels] in steps; 0 in channels that are not coded."""
         per_size = _factor(-self._exponents(steps), SPREAD_PER_OCTAVE).float()
-        per_size = torch.where(self._tables(steps) > 0, per_size, 0.0)
-        return (sizes * per_size[:, None]).add_(1 - threshold).floor_().clamp_max_(MOST)
+        return sizes * torch.where(self._tables(steps) > 0, per_size, 0.0)[:, None]
+
+    def _rounded(self, levels: Tensor) -> Tensor:
+        """float32, in place: rounded towards zero by a little more than to the next, because a code
+        that is nearer to zero is a shorter one."""
+        threshold = 0.5 + min(0.1, max(0.0, 0.2 - 0.05 * self.bits))
+        return levels.add_(1 - threshold).floor_().clamp_max_(MOST)
 
     def _tables(self, steps: Tensor) -> Tensor:
         """int64 [rows, channels]."""
@@ -184,7 +199,7 @@ class Variable:
         return _factor(self._exponents(steps), SPREAD_PER_OCTAVE).float()[:, None]
 
     def _exponents(self, steps: Tensor) -> Tensor:
-        """int64 [rows, channels]: of each channel's step, in sixteenths of an octave."""
+        """int64 [rows, channels]: of log2 of each channel's step, in parts of an octave."""
         return torch.maximum(steps[:, None], self.spreads - _WIDEST)
 
     def _packed(

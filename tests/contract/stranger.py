@@ -153,7 +153,7 @@ class Cache:
             "pca": shape["principal"],
             "hadamard": [sum(shape["own"]) / width] * width,
         }[rotation]
-        assert codec["spreads"] == [round(8 * math.log2(max(v, 1e-12))) for v in wide]
+        assert codec["spreads"] == [round(32 * math.log2(max(v, 2.0**-16))) for v in wide]
         assert len(codec["frequencies"]) == 30
         for table in codec["frequencies"]:
             assert len(table) == 128
@@ -246,13 +246,13 @@ class Decoder:
         states = row[4 : 4 + 4 * lanes].view("<i4").tolist()
         scales = row[4 + 4 * lanes : 4 + 4 * lanes + self.tokens].astype(np.float64)
         words = iter(row[words_at:].view("<u2").tolist())
-        own = [max(step, spread - 64) for spread in self.codec["spreads"]]
+        own = [max(step, spread - 256) for spread in self.codec["spreads"]]
         pairs = zip(self.codec["spreads"], own)
-        tables = [min(29, max(0, (spread - e + 2) // 4 + 13)) for spread, e in pairs]
+        tables = [min(29, max(0, (spread - e + 8) // 16 + 13)) for spread, e in pairs]
         codes = self._codes(states, tables, words)
         assert not any(words)
         scale = np.where(scales > 0, 2 ** ((scales - 128) / 8), 0).astype(np.float32)
-        steps = (2 ** (np.array(own) / 16)).astype(np.float32)
+        steps = (2 ** (np.array(own) / 64)).astype(np.float32)
         return scale[:, None] * steps * codes.astype(np.float32)
 
     def _codes(self, states: list[int], tables: list[int], words: Iterator[int]) -> np.ndarray:

@@ -90,8 +90,8 @@ def test_codec_label__names_a_choice_and_gives_it_back(label: str) -> None:
 
 @pytest.mark.parametrize(
     ("rotation", "spreads"),
-    # 16 log2 of the square roots of 4, 1/4 and 1; of 9, 1/9 and 1; of 7/4, the mean of `own`.
-    [("none", (16, -16, 0)), ("pca", (25, -25, 0)), ("hadamard", (6, 6, 6))],
+    # 64 log2 of the square roots of 4, 1/4 and 1; of 9, 1/9 and 1; of 7/4, the mean of `own`.
+    [("none", (64, -64, 0)), ("pca", (101, -101, 0)), ("hadamard", (26, 26, 26))],
 )
 def test_codec_record__spreads_are_of_the_rotated_basis(
     rotation: str, spreads: tuple[int, ...]
@@ -109,4 +109,4 @@ def test_codec_record__spreads_are_of_the_rotated_basis(
 def test_codec_record__a_direction_without_variance_has_a_spread() -> None:
     moments = Moments(count=9, mean=(0.0, 0.0), variance=(1.0, 1.0))
     measured = calibrations.calibration(moments, principal=(2.0, 0.0))
-    assert codec_record(CodecChoice(tokens="variable"), measured).spreads == (8, -319)
+    assert codec_record(CodecChoice(tokens="variable"), measured).spreads == (32, -512)

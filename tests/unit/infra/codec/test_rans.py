@@ -177,7 +177,7 @@ def test_decode__what_follows_a_stream_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("tokens", "channels", "lanes"),
     [(1, 1, 1), (1, 4096, 1), (2, 384, 1), (196, 1, 1), (49, 384, 32), (196, 384, 128),
-     (257, 1024, 128), (3, 4096, 2), (300, 512, 128)],
+     (257, 1024, 128), (33, 31, 1), (32, 32, 2), (3, 4096, 2), (300, 512, 128)],
 )  # fmt: skip
 def test_lane_count(tokens: int, channels: int, lanes: int) -> None:
     """Part of the format: states are stored for so many."""
