@@ -183,7 +183,8 @@ def test_encode__one_value_ten_thousand_times_the_others(bits: float, channels: 
     wild[0, 11, 1] = 1e4 * exact.abs().mean()
     decoded, _ = check(codec, wild)
     near = decoded[0, 11, 1] / wild[0, 11, 1]
-    assert near == pytest.approx(1, abs=0.1)
+    # Within 0.6 of a step, which is a sixth of a token of seven channels in four bits.
+    assert near == pytest.approx(1, abs=0.15)
     others = torch.arange(196) != 11
     before = distortion(exact[:, others], plain[:, others])
     assert distortion(wild[:, others], decoded[:, others]) < 1.2 * before
