@@ -35,7 +35,7 @@ _SCALE_ONE = 128
 _LARGEST_SCALE = 255
 _COST_ONE = 1024
 """Costs are whole parts of a bit."""
-_FARTHEST = 64 * SPREAD_PER_OCTAVE
+_FARTHEST = 16 * SPREAD_PER_OCTAVE
 """No step is further from 1, in either direction."""
 _TRIES = 64
 _STRAIGHT_TRIES = 4
