@@ -13,8 +13,9 @@ from infra.models.folder import open_model
 from infra.models.timm_encoder import build_timm
 from infra.recipes.cifar10 import online as online_training
 from infra.recipes.cifar10 import table
-from infra.recipes.cifar10.chain import HERE, Chain, Step, take
+from infra.recipes.cifar10.chain import CODECS, HERE, Chain, Step, take
 from infra.recipes.cifar10.train_expert import OBJECTIVES, Expert, Sample
+from schemas.codec import codec_label
 from schemas.extract_config import ExtractConfig
 from schemas.options import EvaluateOptions, VerifyOptions
 from schemas.strict import parse
@@ -35,8 +36,8 @@ MODELS: dict[str, tuple[type[BaseModel], tuple[str, ...]]] = {
 }
 
 
-def all_steps(quick: bool = False, seeds: int = 3) -> list[Step]:
-    return list(Chain(Path("pictures.parquet"), seeds, quick).steps())
+def all_steps(quick: bool = False, seeds: int = 3, codecs: bool = True) -> list[Step]:
+    return list(Chain(Path("pictures.parquet"), seeds, codecs, quick).steps())
 
 
 def read(step: Step) -> Any:
@@ -69,6 +70,11 @@ def test_comparisons__are_of_equal_trainings() -> None:
         cached, online = (by_name[f"train-{kind}-{seed}"] for kind in ("fixed", "online"))
         assert cached.seed == online.seed == seed
         assert cached.model_copy(update={"out": online.out}) == online
+        for label in CODECS:
+            fewer = by_name[f"train-{label}-{seed}"]
+            assert fewer.teachers["proxy"].codec == label
+            terms = {"teachers": cached.teachers, "out": cached.out}
+            assert fewer.model_copy(update=terms) == cached
     direct, fixed = by_name["train-direct"], by_name["train-fixed-0"]
     for name in ("student", "student_grids", "head", "optim", "precision", "seed", "views"):
         assert getattr(direct, name) == getattr(fixed, name), name
@@ -78,7 +84,7 @@ def test_comparisons__are_of_equal_trainings() -> None:
 def test_figures__are_of_every_model() -> None:
     measured = {
         step.name.removeprefix("evaluate-")
-        for step in all_steps(seeds=1)
+        for step in all_steps(seeds=1, codecs=False)
         if step.name.startswith("evaluate-")
     }
     assert measured == set(table.ROWS)
@@ -200,3 +206,28 @@ def test_online__student_is_the_cached_one_but_for_rounding(proxy_cache: TrainCo
 def test_configurations__are_named_by_the_chain() -> None:
     named = {Path(str(word)) for step in all_steps() for word in step.words}
     assert {*HERE.glob("*.yaml")} <= named
+
+
+def test_codecs__have_the_labels_that_extract_gives_them() -> None:
+    found = {
+        step.name.removeprefix("extract-"): codec_label(read(step).codec)
+        for step in all_steps()
+        if step.name.startswith(("extract-int", "extract-variable"))
+    }
+    assert found == {label: label for label in CODECS}
+
+
+def test_table__says_what_fewer_bits_cost(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    top1 = {"fixed": (0.60, 0.62), "online": (0.61, 0.61), "int8": (0.59, 0.63)}
+    for kind, values in top1.items():
+        for seed, value in enumerate(values):
+            found = {"knn_top1": value, "linear_top1": value, "parameters": 1}
+            for step in (f"evaluate-{kind}-{seed}", f"train-{kind}-{seed}"):
+                told = {"seconds": 1.0, "found": {**found, "rows_per_second": 1.0}}
+                (tmp_path / "results" / f"{step}.json").write_text(json.dumps(told))
+    lines = table.collect(tmp_path).splitlines()
+    assert "| fp16 | 0.6100 |  | 0.6100 |  | 2 |" in lines
+    # Student's t of two seeds is 12.706, the standard error of -0.01 and +0.01 is 0.01.
+    cells = "0.6100 | -0.0000 ± 0.1271"
+    assert any(line.replace("+0.0", "-0.0").startswith(f"| int8 | {cells}") for line in lines)
