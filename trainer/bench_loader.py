@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 import tensorstore
 
+from infra.heap import keep_freed_memory
 from infra.page_cache import evict, files_below
 from infra.store import open_store
 from infra.terminal import Terminal
@@ -85,6 +86,7 @@ Timed = Callable[[Case, int], Rate]
 
 def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]]:
     """Interleaved repeats of every reader. Raises ConfigError without a `cache`."""
+    keep_freed_memory()  # as a training does
     case = _case(options)
     results: list[dict[str, object]] = []
     for state in ("warm", "cold") if case.is_local else ("s3",):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from infra.command import Outcome
 from infra.devices import Choice, pick_device, pick_precision
+from infra.heap import keep_freed_memory
 from infra.models.encoder import Encoder
 from infra.terminal import Terminal
 from schemas.train_config import TrainConfig
@@ -46,6 +47,7 @@ def run(config: TrainConfig, terminal: Terminal) -> Outcome:
         TeachonceError: the loss is no longer a number, or a step does not fit the GPU's memory.
     """
     check_stage(config)
+    keep_freed_memory()
     device = pick_device()
     with joined(device.value) as ranks:
         return _run(config, terminal if ranks.first else Terminal(quiet=True), device, ranks)

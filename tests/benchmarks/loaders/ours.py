@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from infra.heap import keep_freed_memory
 from tests.benchmarks.loaders.peer import BATCH, Batch, Rows, serve
 from trainer import CacheStream
 from trainer.batch import Batch as Served
@@ -17,6 +18,7 @@ def write(truth: Rows, folder: Path) -> None:
 
 
 def read(folder: Path, truth: Rows, workers: int, seed: int) -> Iterator[Iterator[Batch]]:
+    keep_freed_memory()  # as a training does
     stream = CacheStream(
         str(folder), pixels=None, batch_size=BATCH, threads=max(1, workers), seed=seed
     )
