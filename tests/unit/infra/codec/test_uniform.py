@@ -125,7 +125,6 @@ def test_encode__constant_tokens(bits: int, value: float) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_encode__tokens_that_float16_has_no_scale_for_are_zeros(bits: int) -> None:
-    most = 2 ** (bits - 1) - 1
     tokens = torch.full((1, 1, 4), 2.0**-26)
     stored, beyond = uniform.encode(tokens, bits, clip=False)
     assert beyond.tolist() == [0]
