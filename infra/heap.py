@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
 
     glibc maps every large block anew and unmaps it when it is freed, so that each tensor of each
     forward is paged in and zeroed again: a fifth of a ViT's time on a CPU, nearly half of a
-    ConvNeXt's, and a fifth of a block read on two threads. Costs as much memory as the largest forward leaves in pieces. Does nothing with
-    another C library; may be called again.
+    ConvNeXt's, and a fifth of reading a cache on two threads. Costs as much memory as the largest
+    forward leaves in pieces. Does nothing with another C library; may be called again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

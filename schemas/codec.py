@@ -19,7 +19,7 @@ CONSTANT_CHANNEL = 1e-6
 """A channel whose standard deviation is below this share of the root mean square is constant."""
 SPREAD_PER_OCTAVE = 64
 _LEAST_VARIANCE = 2.0**-16
-"""Of a channel, as a share of the mean: one that never moved while it was measured may do so yet."""
+"""Of a channel, as a share of the mean: one that never moved while it was measured may yet."""
 _DEFAULT_BITS = 4.0
 
 TokenCodecName = Literal["fp16", "int8", "int4", "variable"]
