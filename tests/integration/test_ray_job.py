@@ -1,5 +1,6 @@
 """`ray job submit --working-dir . -- python pipeline/extract.py` on a cluster of its own."""
 
+import json
 import os
 import socket
 import subprocess
@@ -43,6 +44,20 @@ def answers(url: str) -> bool:
         return False
 
 
+def takes_jobs(url: str) -> bool:
+    """The dashboard answers before the agent that starts jobs has told it that it is there."""
+    nothing = urllib.request.Request(
+        f"{url}/api/jobs/",
+        data=json.dumps({"entrypoint": "true"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(nothing, timeout=10):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
 @dataclass(frozen=True)
 class Cluster:
     url: str
@@ -66,6 +81,7 @@ def cluster() -> Iterator[Cluster]:
         try:
             url = f"http://127.0.0.1:{dashboard}"
             until(lambda: answers(url), seconds=90)
+            until(lambda: takes_jobs(url), seconds=90)
             yield Cluster(url, environment)
         finally:
             for pid in [head.pid, *descendants(head.pid)]:
