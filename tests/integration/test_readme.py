@@ -106,5 +106,5 @@ def test_flags__exist() -> None:
     known = {"config", "json", "help", "max-steps"}
     for command in COMMANDS.values():
         known |= {".".join(path).replace("_", "-") for path, _ in fields(load(command.config))}
-    others = {"working-dir", "nproc-per-node", "slow", "seeds"}  # of ray, torchrun, our scripts
+    others = {"working-dir", "nproc-per-node", "slow", "seeds", "codecs"}  # of ray, torchrun, our scripts
     assert set(re.findall(r"(?<= |`)--([a-z][a-z.-]*)", README)) - others <= known
