@@ -106,5 +106,6 @@ def test_flags__exist() -> None:
     known = {"config", "json", "help", "max-steps"}
     for command in COMMANDS.values():
         known |= {".".join(path).replace("_", "-") for path, _ in fields(load(command.config))}
-    others = {"working-dir", "nproc-per-node", "slow", "seeds", "codecs"}  # of ray, torchrun, our scripts
+    # Of ray, torchrun, infra/test and the recipe.
+    others = {"working-dir", "nproc-per-node", "slow", "seeds", "codecs"}
     assert set(re.findall(r"(?<= |`)--([a-z][a-z.-]*)", README)) - others <= known
