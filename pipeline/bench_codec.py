@@ -27,18 +27,17 @@ from numcodecs import Blosc, Zstd
 from torch import Tensor
 
 from infra.codec.codec import TokenCodec
-from infra.codec.rotation import equalised_axes, held_out_variances, principal_axes
 from infra.devices import pick_device, synchronise
 from infra.terminal import Terminal
 from pipeline.bench_features import Bound, Features, features
+from pipeline.codec_fit import fitted
 from pipeline.encode import Encoded, encode_standardised
 from pipeline.moments import MomentsMeter
 from schemas import shard
-from schemas.codec import codec_label, codec_record
+from schemas.codec import codec_label
 from schemas.extract_config import CodecChoice
 from schemas.names import BLOCK_ROWS
 from schemas.options import BenchOptions
-from schemas.records import Calibration, ObjectRecord, Shape
 
 BATCH = 64
 """Rows of one call that is timed, if nothing else is asked for."""
@@ -49,7 +48,6 @@ COMPRESSORS: dict[str, Any] = {
     "blosc": Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE),
 }
 """Over each row by itself, as it is read."""
-NOWHERE = ObjectRecord(key="", size=0, sha256="")
 
 
 @dataclass(frozen=True)
@@ -117,29 +115,10 @@ def calibrated(found: Features, device: str) -> tuple[list[Method], Tensor]:
     meter = MomentsMeter(found.measured.shape[2])
     for batch in torch.split(found.measured, BLOCK_ROWS):
         meter.add(batch.to(device))
-    shapes = meter.shapes()
-    shape = shapes.mean(0)
-    principal = principal_axes(shape)
-    axes = {"none": None, "hadamard": equalised_axes(principal), "pca": principal}
-    calibration = Calibration(
-        images=len(found.measured),
-        rows=len(found.measured),
-        tokens=meter.moments(),
-        cls=None,
-        tokens_covariance=NOWHERE,
-        cls_covariance=None,
-        tokens_shape=Shape(
-            own=tuple(np.diagonal(shape).tolist()),
-            principal=tuple(held_out_variances(shapes).tolist()),
-            axes=NOWHERE,
-        ),
-    )
     methods = []
-    for choice in choices():
-        record = codec_record(choice, calibration)
-        codec = TokenCodec(record, axes[record.rotation])
+    for choice, codec in fitted(meter, choices()):
         methods.append(Method(codec_label(choice), codec))
-        if choice.tokens in ("fp16", "int8") and record.rotation == "none":
+        if choice.tokens in ("fp16", "int8") and codec.record.rotation == "none":
             methods += [
                 Method(f"{codec_label(choice)} + {name}", codec, compressor)
                 for name, compressor in COMPRESSORS.items()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infra.codec.rotation import Float64s, equalised_axes, held_out_variances, principal_axes
+from infra.codec.rotation import Float64s
 from infra.store import ObjectStore
+from pipeline.codec_fit import Directions
 from pipeline.job import CalibrationPart, CalibrationTask, TeacherTask
 from pipeline.listing import Standing
 from pipeline.moments import MomentsMeter, axes_parquet, covariance_parquet
@@ -123,14 +124,9 @@ def _store_covariance(
 
 def _store_shape(store: ObjectStore, place: tuple[str, int], shapes: Float64s) -> Shape:
     """The axes are stored because no two machines find them to the same bits."""
-    shape = shapes.mean(0)
-    principal = principal_axes(shape)
-    axes = axes_parquet(principal, equalised_axes(principal))
-    return Shape(
-        own=tuple(np.diagonal(shape).tolist()),
-        principal=tuple(held_out_variances(shapes).tolist()),
-        axes=_store(store, layout.axes(*place, uuid.uuid4().hex[:12]), axes),
-    )
+    directions = Directions.of(shapes)
+    axes = axes_parquet(directions.principal, directions.equalised)
+    return directions.record(_store(store, layout.axes(*place, uuid.uuid4().hex[:12]), axes))
 
 
 def _store(store: ObjectStore, key: str, data: bytes) -> ObjectRecord:

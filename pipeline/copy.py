@@ -5,7 +5,7 @@ number and its key. Where another codec is asked for than stands, it is made fro
 way. What is there already is not copied again, so a copy that was stopped goes on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -53,34 +53,36 @@ def run(options: CopyOptions, terminal: Terminal) -> Outcome:
     if number is None:
         raise CacheError(f"{options.cache}: has no snapshot yet; let extract finish first")
     snapshot = catalog.snapshot(number)
-    lines = list(_chosen(options, snapshot, catalog.generations()))
+    generations = catalog.generations()[: snapshot.commit.generations]
+    lines = list(_chosen(options, snapshot, generations))
     target = open_store(options.out, options.store)
     refuse_unsafe_store(target)
     with lease(target, "extract"):
-        copying = _Copying(catalog.store, target, options)
-        copying.records(snapshot, lines)
+        copying = _Copying(catalog.store, target, generations, options.codec)
+        written = copying.records(lines)
         with (
             ThreadPoolExecutor(THREADS, thread_name_prefix="copy") as pool,
             terminal.progress("copy", len(lines), "shards") as meter,
         ):
             commits = []
-            for done in pool.map(copying.shard, lines):
+            for done, size in pool.map(copying.shard, lines):
                 commits.append(done)
+                written += size
                 meter.advance(1)
         named = {SetPath.parse(line["set"]).fingerprint12 for line in lines}
         teachers = {name: fp for name, fp in snapshot.commit.teachers.items() if fp in named}
-        made = publish(Catalog(target), teachers, [], commits, snapshot.commit.generations)
-    rows, size = sum(line["rows"] for line in lines), copying.written
+        made = publish(Catalog(target), teachers, [], commits, len(generations))
+    rows = sum(line["rows"] for line in lines)
     terminal.say(
         f"cache        {target.url}: snapshot {made.commit.number}, {len(lines):,} shards, "
-        f"{rows:,} rows in all sets together; wrote {human_bytes(size)}"
+        f"{rows:,} rows in all sets together; wrote {human_bytes(written)}"
     )
-    found = {"shards": len(lines), "rows": rows, "bytes_written": size}
+    found = {"shards": len(lines), "rows": rows, "bytes_written": written}
     return Outcome({**found, "snapshot": made.commit.number})
 
 
 def _chosen(
-    options: CopyOptions, snapshot: Snapshot, generations: list[PlanCommit]
+    options: CopyOptions, snapshot: Snapshot, generations: Sequence[PlanCommit]
 ) -> Iterator[Line]:
     """The shards that hold something of what is asked for."""
     names = snapshot.commit.teachers
@@ -127,59 +129,89 @@ def _labels(lines: list[Line]) -> dict[tuple[str, int], set[str]]:
 
 
 class _Copying:
-    """From one store to another."""
+    """From one store to another; each call returns the bytes that it wrote as well."""
 
-    def __init__(self, source: ObjectStore, target: ObjectStore, options: CopyOptions) -> None:
-        self._source, self._target, self._codec = source, target, options.codec
-        self._generations = Catalog(source).generations()
+    def __init__(
+        self,
+        source: ObjectStore,
+        target: ObjectStore,
+        generations: Sequence[PlanCommit],
+        codec: str | None,
+    ) -> None:
+        self._source, self._target, self._codec = source, target, codec
+        self._generations = generations
         self._device = pick_device().value
         self._made: dict[str, FeatureSet] = {}
         """By the set that they are made from."""
-        self.written = 0
 
-    def records(self, snapshot: Snapshot, lines: list[Line]) -> None:
+    def records(self, lines: Sequence[Line]) -> int:
         """The plan, and what belongs to each set beside its shards."""
-        self._copy(layout.CACHE)
-        for generation in self._generations[: snapshot.commit.generations]:
+        written = self._copy(layout.CACHE)
+        for generation in self._generations:
             for part in (*generation.parts, generation.superseded):
                 if part is not None:
-                    self._copy(part.key, part.sha256)
-            self._copy(layout.plan_commit(generation.generation))
+                    written += self._copy(part.key, part.sha256)
+            written += self._copy(layout.plan_commit(generation.generation))
         for text in sorted({line["set"] for line in lines}):
             path = SetPath.parse(text)
             made = self._set_to_make(path)
             for key in keys_beside(self._source, path):
                 if made is None or key != path.codec_json:
-                    self._copy(key)
+                    written += self._copy(key)
             if made is not None:
                 self._made[text] = made
                 create(self._target, made.path.codec_json, seal(made.codec.record))
+        for text, generation, array in sorted(
+            {(line["set"], line["generation"], line["array_sha256"]) for line in lines}
+        ):
+            written += self._array(text, generation, array)
+        return written
 
-    def shard(self, line: Line) -> ShardCommit:
-        """One shard and its commit, which comes last."""
+    def _array(self, text: str, number: int, sha256: str) -> int:
+        key, made = SetPath.parse(text).array(number), self._made.get(text)
+        if made is None:
+            return self._copy(key, sha256)
+        create(self._target, made.path.array(number), self._made_array(key, made))
+        return 0
+
+    def _made_array(self, key: str, made: FeatureSet) -> bytes:
+        exact = self._source.get(key)
+        rows, _ = shard.form_of(exact)
+        return shard.array_metadata(rows, made.row_form, shard.rows_per_shard_of(exact))
+
+    def shard(self, line: Line) -> tuple[ShardCommit, int]:
+        """One shard and its commit, which comes last; one that is there is left alone."""
         made = self._made.get(line["set"])
+        text = line["set"] if made is None else str(made.path)
+        place = (text, line["generation"], line["shard"])
+        with suppress(NotFound):
+            there = read_commit(self._target, place, line["revision"] if made is None else 0)
+            if made is not None or digest(seal(there)) == line["commit_sha256"]:
+                return there, 0
+            raise ConfigError(
+                f"{self._target.url}: shard {place[2]} of {text} is of another cache; copy into a "
+                "new folder"
+            )
         if made is not None:
             return self._derive(line, made)
-        path, generation, number = SetPath.parse(line["set"]), line["generation"], line["shard"]
-        found = read_commit(self._source, (line["set"], generation, number), line["revision"])
-        self._copy(path.array(generation), found.array_sha256)
-        for record in (found.tokens, found.cls):
-            self._copy(record.key, record.sha256)
-        self._copy(path.commit(generation, number, line["revision"]), line["commit_sha256"])
-        return found
+        found = read_commit(self._source, place, line["revision"])
+        written = sum(self._copy(each.key, each.sha256) for each in (found.tokens, found.cls))
+        key = SetPath.parse(text).commit(*place[1:], line["revision"])
+        return found, written + self._copy(key, line["commit_sha256"])
 
-    def _copy(self, key: str, sha256: str | None = None) -> None:
+    def _copy(self, key: str, sha256: str | None = None) -> int:
         data = self._source.get(key)
         if sha256 is not None and digest(data) != sha256:
             raise DamageError(f"{self._source.url}: {key} is damaged: verify the cache", key=key)
         try:
             self._target.create(key, data)
-            self.written += len(data)
         except AlreadyExists:
             if self._target.get(key) != data:
                 raise ConfigError(
                     f"{self._target.url}: {key} is of another cache; copy into a new folder"
                 ) from None
+            return 0
+        return len(data)
 
     def _set_to_make(self, path: SetPath) -> FeatureSet | None:
         """What a set in fp16 is turned into; None where it is copied as it stands."""
@@ -196,15 +228,10 @@ class _Copying:
             codec_sha256=digest(seal(record)),
         )
 
-    def _derive(self, line: Line, made: FeatureSet) -> ShardCommit:
+    def _derive(self, line: Line, made: FeatureSet) -> tuple[ShardCommit, int]:
         generation = line["generation"]
-        place = (str(made.path), generation, line["shard"])
-        with suppress(NotFound):
-            return read_commit(self._target, place)
-        exact = self._source.get(SetPath.parse(line["set"]).array(generation))
-        rows_per_shard, (count, _) = shard.rows_per_shard_of(exact), shard.form_of(exact)
-        array = shard.array_metadata(count, made.row_form, rows_per_shard)
-        create(self._target, made.path.array(generation), array)
+        array = self._made_array(SetPath.parse(line["set"]).array(generation), made)
+        rows_per_shard = shard.rows_per_shard_of(array)
         task = ShardTask(
             feature_set=0,
             generation=generation,
@@ -217,6 +244,4 @@ class _Copying:
         )
         buffer = ShardBuffer(task, made, self._generations[generation].first_row)
         derive(buffer, self._source, self._device)
-        done, written = commit(buffer, self._target)
-        self.written += written
-        return done
+        return commit(buffer, self._target)

@@ -2,11 +2,13 @@
 runs. Its bytes are not those of a direct extraction, whose tokens were never rounded to float16
 before they were coded, but differ from them by no more than that rounding."""
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from infra.catalog import Catalog, get_checked
@@ -34,24 +36,20 @@ def sources_of(catalog: Catalog, sets: Sequence[FeatureSet]) -> Sources:
     number = catalog.latest_snapshot()
     if number is None:
         return {}
-    wanted = {
-        (each.path.fingerprint12, each.path.grid): str(each.path)
-        for each in sets
-        if each.path.codec_label != EXACT
-    }
-    found: dict[tuple[str, int], list[Source]] = {}
-    sizes: dict[str, int] = {}
-    for line in catalog.snapshot(number).table.to_pylist() if wanted else ():
-        path = SetPath.parse(line["set"])
-        target = wanted.get((path.fingerprint12, path.grid))
-        if target is None or path.codec_label != EXACT:
+    table = catalog.snapshot(number).table
+    paths = [SetPath.parse(text) for text in pc.unique(table["set"]).to_pylist()]
+    exact = {(path.fingerprint12, path.grid): path for path in paths if path.codec_label == EXACT}
+    found = {}
+    for each in sets:
+        path = exact.get((each.path.fingerprint12, each.path.grid))
+        if path is None or each.path.codec_label == EXACT:
             continue
-        array = path.array(line["generation"])
-        if array not in sizes:
-            sizes[array] = shard.rows_per_shard_of(catalog.store.get(array))
-        source = source_of(line, sizes[array])
-        found.setdefault((target, line["generation"]), []).append(source)
-    return {place: sorted(each, key=lambda one: one.first_row) for place, each in found.items()}
+        lines = table.filter(pc.equal(table["set"], str(path))).sort_by("first_row")
+        for generation in pc.unique(lines["generation"]).to_pylist():
+            mine = lines.filter(pc.equal(lines["generation"], generation)).to_pylist()
+            size = shard.rows_per_shard_of(catalog.store.get(path.array(generation)))
+            found[str(each.path), generation] = [source_of(line, size) for line in mine]
+    return found
 
 
 def source_of(line: Line, rows_per_shard: int) -> Source:
@@ -66,7 +64,8 @@ def source_of(line: Line, rows_per_shard: int) -> Source:
 def covering(sources: Sequence[Source], first_row: int, rows: int) -> tuple[Source, ...]:
     """Those that hold rows of a stretch; none where they do not hold all of it."""
     end = first_row + rows
-    mine = [each for each in sources if each.first_row < end and each.end > first_row]
+    begin = bisect_right(sources, first_row, key=lambda each: each.end)
+    mine = sources[begin : bisect_left(sources, end, key=lambda each: each.first_row)]
     held = sum(min(each.end, end) - max(each.first_row, first_row) for each in mine)
     return tuple(mine) if held == rows else ()
 

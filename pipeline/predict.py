@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from infra.codec.codec import TokenCodec, open_codec
-from infra.codec.rotation import equalised_axes, held_out_variances, principal_axes
 from infra.store import ObjectStore
+from pipeline.codec_fit import fitted
 from pipeline.encode import encode
 from pipeline.moments import MomentsMeter
 from schemas import layout
 from schemas.codec import codec_label, codec_record
 from schemas.errors import NotFound
 from schemas.extract_config import CodecChoice
-from schemas.records import Calibration, ObjectRecord, Shape
+from schemas.records import Calibration
 from schemas.sealed import unseal
 
 CHOICES = (
@@ -58,7 +58,10 @@ def predict(
     codecs = dict(_calibrated(store, place, labels))
     if not codecs:
         half = max(1, len(tokens) // 2)
-        codecs = dict(_measured(tokens[:half], labels))
+        meter = MomentsMeter(tokens.shape[-1])
+        meter.add(tokens[:half])
+        made = fitted(meter, labels.values())
+        codecs = {codec_label(choice): codec for choice, codec in made}
         tokens = tokens[half:] if len(tokens) > 1 else tokens
     return [_of(label, codec, tokens) for label, codec in codecs.items()]
 
@@ -73,31 +76,6 @@ def _calibrated(
         return
     for label, choice in labels.items():
         yield label, open_codec(store, codec_record(choice, calibration))
-
-
-def _measured(tokens: Tensor, labels: dict[str, CodecChoice]) -> Iterator[tuple[str, TokenCodec]]:
-    meter = MomentsMeter(tokens.shape[-1])
-    meter.add(tokens)
-    shapes = meter.shapes()
-    principal = principal_axes(shapes.mean(0))
-    axes = {"pca": principal, "hadamard": equalised_axes(principal)}
-    nothing = ObjectRecord(key="", size=0, sha256="")
-    calibration = Calibration(
-        images=0,
-        rows=0,
-        tokens=meter.moments(),
-        cls=None,
-        tokens_covariance=nothing,
-        cls_covariance=None,
-        tokens_shape=Shape(
-            own=tuple(np.diagonal(shapes.mean(0)).tolist()),
-            principal=tuple(held_out_variances(shapes).tolist()),
-            axes=nothing,
-        ),
-    )
-    for label, choice in labels.items():
-        record = codec_record(choice, calibration)
-        yield label, TokenCodec(record, axes.get(record.rotation))
 
 
 @torch.inference_mode()

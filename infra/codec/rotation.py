@@ -5,18 +5,18 @@ numbers small enough that every partial sum is exact in double precision.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from infra.codec.powers import power_of_two
+
 AXIS_BITS = 18
 """Axes are stored in units of 2^-18; what that rounding changes is below -80 dB."""
 _TOKEN_BITS = 20
 """A token's largest value becomes at most 2^20: 2^20 x 2^18 x channels stays below 2^53."""
-_MOST_EXPONENT = 200
 
 Int32s = npt.NDArray[np.int32]
 Float64s = npt.NDArray[np.float64]
@@ -46,17 +46,6 @@ class Rotation:
         """float32 [..., channels]: the tokens of float32 `rotated`. Its last bits depend on the
         device, as those of any matrix product do."""
         return rotated @ self.float_axes
-
-
-def power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent, float64, exact on every device."""
-    return _powers(exponent.device)[exponent.long() + _MOST_EXPONENT]
-
-
-@lru_cache(maxsize=16)
-def _powers(device: torch.device) -> Tensor:
-    exponents = range(-_MOST_EXPONENT, _MOST_EXPONENT + 1)
-    return torch.tensor([2.0**n for n in exponents], dtype=torch.float64, device=device)
 
 
 def principal_axes(shape: Float64s) -> Int32s:

@@ -8,6 +8,7 @@ copy, and the copy is read in the format's normal way. See `outcome_of` for what
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -64,6 +65,9 @@ class Peer:
         self._process.wait()
 
 
+_SCRATCH = re.compile(re.escape(tempfile.gettempdir()) + r"/[^/\s'\"\\]+/?")
+
+
 @dataclass
 class Tally:
     """What became of one kind of damage."""
@@ -78,7 +82,8 @@ class Tally:
         self.counts[outcome] += 1
         self.counts["named"] += outcome == "found" and _names(error, paths)
         self.counts["raised_later"] += outcome in ("wrong", "fill") and bool(error)
-        detail = f"{case.what}: {error or answer['end']}"
+        # Where the formats were written says nothing of them.
+        detail = _SCRATCH.sub("", f"{case.what}: {error or answer['end']}")
         self.examples.setdefault(outcome, detail[:EXAMPLE])
 
     def row(self) -> dict[str, object]:

@@ -42,7 +42,7 @@ class Parts:
     """A row's bytes, taken apart as the module's description says, in plain Python."""
 
     def __init__(self, codec: Variable, row: bytes, tokens: int) -> None:
-        channels = len(codec.spreads)
+        channels = len(codec.steps.spreads)
         lanes = rans.lane_count(tokens, channels)
         (self.step,) = struct.unpack_from("<i", row, 0)
         self.states = struct.unpack_from(f"<{lanes}i", row, 4)
@@ -51,7 +51,7 @@ class Parts:
         assert not any(row[4 + 4 * lanes + tokens : head])
         self.words = [word for (word,) in struct.iter_unpack("<H", row[head:])]
         # At least a sixteenth of the channel's spread.
-        spreads = codec.spreads.tolist()
+        spreads = codec.steps.spreads.tolist()
         self.exponents = [max(self.step, spread - 4 * 64) for spread in spreads]
         self.tables = [
             min(max(round_half_up((spread - step) / 16) + 1 + STEPS_BELOW, 0), TABLES - 1)
