@@ -63,7 +63,8 @@ class TokenCodec:
             case "variable":
                 return RowForm("uint8", 1, self._variable(torch.device("cpu")).row_bytes(tokens))
             case name:
-                return RowForm("uint8", tokens, uniform.token_bytes(self.channels, _BITS[name]))
+                size = uniform.row_bytes(tokens, self.channels, _BITS[name])
+                return RowForm("uint8", 1, size)
 
     def encode(self, tokens: Tensor) -> Coded:
         """Rows [rows, tokens, channels], float32, standardised and finite in float16, as they are
@@ -92,7 +93,7 @@ class TokenCodec:
             return stored.float()
         if name == "variable":
             return self._variable(stored.device).decode(stored, tokens)
-        return uniform.decode(stored, self.channels, _BITS[name])
+        return uniform.decode(stored, tokens, self.channels, _BITS[name])
 
     def decode(self, stored: Tensor, tokens: int) -> Tensor:
         """float32 [rows, tokens, channels], standardised."""

@@ -1,7 +1,13 @@
 """int8 and int4: each token has a scale of its own, and every channel the same step.
 
-A token is its codes and then its scale, float16, little-endian. Of two codes in a byte the low
-half is of the first half of the channels, so that unpacking needs no interleaving.
+A row is one string of bytes, read at once:
+
+    codes        uint8 [tokens, code bytes]
+    a zero byte  if those are an odd number of bytes, so that scales lie at even places
+    scales       float16 [tokens], little-endian
+
+Of two codes in a byte the low half is of the first half of the channels, so that unpacking needs no
+interleaving.
 """
 
 import torch
@@ -15,8 +21,10 @@ _OFFSET = 8
 """A half byte holds code + 8."""
 
 
-def token_bytes(channels: int, bits: int) -> int:
-    return (channels if bits == 8 else -(-channels // 2)) + SCALE_BYTES
+def row_bytes(tokens: int, channels: int, bits: int) -> int:
+    """Always even."""
+    codes = tokens * _code_bytes(channels, bits)
+    return codes + codes % 2 + SCALE_BYTES * tokens
 
 
 def encode(tokens: Tensor, bits: int, clip: bool) -> tuple[Tensor, Tensor]:
@@ -28,7 +36,7 @@ def encode(tokens: Tensor, bits: int, clip: bool) -> tuple[Tensor, Tensor]:
             that reaches the largest.
 
     Returns:
-        uint8 [rows, tokens, bytes], and how many values of each row lay beyond the last code.
+        uint8 [rows, 1, bytes], and how many values of each row lay beyond the last code.
     """
     most = 2 ** (bits - 1) - 1
     largest = tokens.abs().amax(-1, keepdim=True)
@@ -46,16 +54,35 @@ def encode(tokens: Tensor, bits: int, clip: bool) -> tuple[Tensor, Tensor]:
     levels = torch.where(step > 0, (tokens / step).round(), 0.0)
     codes = levels.clamp(-most, most)
     saturated = (levels != codes).sum((1, 2))
-    packed = _pack(codes.to(torch.int8), bits)
-    return torch.cat([packed, scale.contiguous().view(torch.uint8)], dim=-1), saturated
+    packed = _pack(codes.to(torch.int8), bits).flatten(1)
+    packed = torch.nn.functional.pad(packed, (0, packed.shape[1] % 2))
+    halves = scale.flatten(1).contiguous().view(torch.uint8)
+    return torch.cat([packed, halves], dim=1)[:, None], saturated
 
 
-def decode(stored: Tensor, channels: int, bits: int) -> Tensor:
+def parts(stored: Tensor, tokens: int, channels: int, bits: int) -> tuple[Tensor, Tensor]:
+    """What rows consist of, without a copy.
+
+    Args:
+        stored: uint8 [rows, 1, bytes], of any even distance between rows.
+
+    Returns:
+        Views of it: codes, uint8 [rows, tokens, code bytes], and scales, float16 [rows, tokens].
+    """
+    rows, size = stored[:, 0], _code_bytes(channels, bits)
+    codes = rows[:, : tokens * size].view(len(rows), tokens, size)
+    return codes, rows[:, -SCALE_BYTES * tokens :].view(torch.float16)
+
+
+def decode(stored: Tensor, tokens: int, channels: int, bits: int) -> Tensor:
     """float32 [rows, tokens, channels]: scale x code."""
-    packed, scale = stored[..., :-SCALE_BYTES], stored[..., -SCALE_BYTES:]
-    # A copy: what begins at an odd byte cannot be looked at as halves.
-    step = scale.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
-    return _unpack(packed, channels, bits).float() * step
+    codes, scales = parts(stored, tokens, channels, bits)
+    return _unpack(codes, channels, bits).float() * scales[..., None].float()
+
+
+def _code_bytes(channels: int, bits: int) -> int:
+    """Of a token."""
+    return channels if bits == 8 else -(-channels // 2)
 
 
 def _spread(tokens: Tensor) -> Tensor:
@@ -79,6 +106,6 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 def _unpack(packed: Tensor, channels: int, bits: int) -> Tensor:
     """int8 [rows, tokens, channels]."""
     if bits == 8:
-        return packed.contiguous().view(torch.int8)
+        return packed.view(torch.int8)
     both = torch.cat([packed & 0xF, packed >> 4], dim=-1)[..., :channels]
     return both.to(torch.int8) - _OFFSET

@@ -47,7 +47,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.constants = self.sealed("cache.json")
-        assert self.constants["format_version"] == 4
+        assert self.constants["format_version"] == 5
         self.plan, self.generations = self._plan()
         self.superseded = {
             row
@@ -220,20 +220,31 @@ class Decoder:
         match self.codec["tokens_codec"]:
             case "fp16":
                 return stored.astype(np.float32)
-            case "int8":
-                codes = stored[:, :-2].view(np.int8)
-            case "int4":
-                halves = np.concatenate([stored[:, :-2] & 15, stored[:, :-2] >> 4], axis=1)
-                assert (halves > 0).all()
-                codes = halves[:, : self.channels].astype(int) - 8
             case "variable":
                 return self._varying(stored[0])
-        scale = np.ascontiguousarray(stored[:, -2:]).view("<f2").astype(np.float32)
-        assert np.abs(codes).max() <= (127 if self.codec["tokens_codec"] == "int8" else 7)
-        return scale * codes.astype(np.float32)
+            case _:
+                return self._even(stored[0])
 
     def standardised(self, turned: np.ndarray) -> np.ndarray:
         return turned if self.basis is None else turned @ self.basis
+
+    def _even(self, row: np.ndarray) -> np.ndarray:
+        is_int8 = self.codec["tokens_codec"] == "int8"
+        size = self.channels if is_int8 else (self.channels + 1) // 2
+        scales_at = self.tokens * size + self.tokens * size % 2
+        assert len(row) == scales_at + 2 * self.tokens
+        assert not row[self.tokens * size : scales_at].any()
+        stored = row[: self.tokens * size].reshape(self.tokens, size)
+        if is_int8:
+            codes = stored.view(np.int8).astype(int)
+        else:
+            halves = np.concatenate([stored & 15, stored >> 4], axis=1)
+            assert (halves > 0).all()
+            assert (halves[:, self.channels :] == 8).all()
+            codes = halves[:, : self.channels].astype(int) - 8
+        assert np.abs(codes).max() <= (127 if is_int8 else 7)
+        scales = row[scales_at:].view("<f2").astype(np.float32)
+        return scales[:, None] * codes.astype(np.float32)
 
     def _varying(self, row: np.ndarray) -> np.ndarray:
         most = min(128, self.tokens, max(1, self.tokens * self.channels // 512))
