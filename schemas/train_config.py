@@ -80,6 +80,12 @@ class PatchLoss(StrictModel):
 class Loss(StrictModel):
     cls: Literal["cosine"] = "cosine"
     patch: PatchLoss = PatchLoss()
+    not_finite: Literal["stop", "drop"] = "stop"
+    """What a token that is not finite does to a run: end it at the next look, or not count; how
+    many there were is logged."""
+    impl: Literal["auto", "twin", "compiled", "triton"] = "auto"
+    """`twin` is plain PyTorch, `compiled` the same through torch.compile, `triton` one pass on a
+    GPU, and `auto` that where there are a GPU and Triton, else `twin`."""
 
 
 class Head(StrictModel):

@@ -19,9 +19,10 @@ from trainer.dropped import taking_part
 from trainer.ema import Ema
 from trainer.heads import Heads, Widths
 from trainer.losses import Parts
+from trainer.losses.choice import choose
 from trainer.parallel import ALONE, Ranks, freeze_unused, unsynchronised
 from trainer.parts import parts_of
-from trainer.passes import Features, Terms, learn_part
+from trainer.passes import Features, Learned, Terms, learn_part
 from trainer.stages import head_hidden
 from trainer.students import normalise
 
@@ -36,6 +37,8 @@ class Step(NamedTuple):
 
     parts: Parts
     """This rank's shares; their sums over all ranks are the losses of the batch."""
+    counts: Tensor
+    """float32 [2], this rank's: tokens without a direction, tokens that are not finite."""
     gradient_norm: Tensor
     """Before it was clipped."""
 
@@ -74,6 +77,10 @@ class Learner:
         self.trained = Trained(encoder, self.heads, self.optimizer, ema)
         self._config, self._device, self._precision = config, device, precision
         self._ranks, self._decide = ranks, decide
+        widest = max(max(each.tokens, each.cls or 0) for each in teachers.values())
+        chosen = choose(config.loss, device, widest)
+        self._impl = chosen.impl
+        decide("loss.impl", *chosen)
         self._student = self._called()
 
     def step(self, number: int, batch: Batch) -> Step:
@@ -85,9 +92,9 @@ class Learner:
                 random state is to be restored when a run goes on.
             batch: this rank's rows.
         """
-        parts = self._gradients(number, batch)
-        while parts is None:
-            parts = self._gradients(number, batch)
+        learned = self._gradients(number, batch)
+        while learned is None:
+            learned = self._gradients(number, batch)
         optim = self._config.optim
         gradients = [value.grad for value in self._parameters if value.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -98,9 +105,9 @@ class Learner:
         self.optimizer.step()
         if self.trained.ema is not None:
             self.trained.ema.update()
-        return Step(parts, norm)
+        return Step(learned.shares, learned.counts, norm)
 
-    def _gradients(self, number: int, batch: Batch) -> Parts | None:
+    def _gradients(self, number: int, batch: Batch) -> Learned | None:
         """Gradient of the batch's loss in every parameter; None if the GPU's memory did not suffice
         and the batch is to be cut finer.
 
@@ -114,24 +121,25 @@ class Learner:
             total=total,
             # Several ranks' gradients are averaged, and here each has its share of one mean.
             scale=self._ranks.world,
-            patch=self._config.loss.patch,
+            loss=self._config.loss,
+            impl=self._impl,
         )
-        sums: Parts = {}
+        sums: Learned | None = None
         parts = list(parts_of(batch, self.accumulate))
         try:
             for index, part in enumerate(parts):
                 if index < len(parts) - 1:
                     with unsynchronised([self._student, *self.heads.called]):
-                        shares = self._learn(number, index, part, terms)
+                        learned = self._learn(number, index, part, terms)
                 else:
-                    shares = self._learn(number, index, part, terms)
-                sums = _added(sums, shares)
+                    learned = self._learn(number, index, part, terms)
+                sums = learned if sums is None else _added(sums, learned)
         except torch.OutOfMemoryError as error:
             self._cut_finer(len(batch.rows), error)
             return None
         return sums
 
-    def _learn(self, number: int, index: int, part: Batch, terms: Terms) -> Parts:
+    def _learn(self, number: int, index: int, part: Batch, terms: Terms) -> Learned:
         config = self._config
         # What a student draws is another in each part and on each rank, as in one large batch.
         torch.manual_seed(subkey(b"step", config.seed, number, self._ranks.rank, index))
@@ -188,10 +196,9 @@ def learning_rate(step: int, optim: Optim) -> float:
     return optim.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _added(sums: Parts, shares: Parts) -> Parts:
-    if not sums:
-        return shares
-    return {
-        name: {term: sums[name][term] + value for term, value in terms.items()}
-        for name, terms in shares.items()
+def _added(sums: Learned, more: Learned) -> Learned:
+    shares = {
+        name: {term: sums.shares[name][term] + value for term, value in terms.items()}
+        for name, terms in more.shares.items()
     }
+    return Learned(shares, sums.counts + more.counts)

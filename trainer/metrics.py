@@ -29,6 +29,10 @@ class Losses:
     terms: dict[str, dict[str, float]]
     """{teacher: {"cls", "patch"}} of those that took part, before their weights."""
     gradient_norm: float
+    no_direction: int
+    """Tokens whose cosine is 0 because their prediction or target has no length, of all heads."""
+    not_finite: int
+    """Tokens, of all heads."""
 
 
 def fetch(number: int, step: Step, factors: Mapping[str, float], ranks: Ranks) -> Losses:
@@ -40,8 +44,9 @@ def fetch(number: int, step: Step, factors: Mapping[str, float], ranks: Ranks) -
     names = [(teacher, term) for teacher, terms in step.parts.items() for term in terms]
     shares = torch.stack([step.parts[teacher][term] for teacher, term in names])
     # The norm is of the gradient of all ranks already.
-    values = torch.cat([ranks.total(shares), step.gradient_norm.float().reshape(1)])
-    *losses, gradient_norm = values.tolist()
+    sums = ranks.total(torch.cat([shares.float(), step.counts]))
+    values = torch.cat([sums, step.gradient_norm.float().reshape(1)])
+    *losses, no_direction, not_finite, gradient_norm = values.tolist()
     terms: dict[str, dict[str, float]] = {teacher: {} for teacher in step.parts}
     for (teacher, term), value in zip(names, losses):
         terms[teacher][term] = value
@@ -52,7 +57,7 @@ def fetch(number: int, step: Step, factors: Mapping[str, float], ranks: Ranks) -
             "last checkpoint stands. Train into another `out` with a lower optim.lr, a longer "
             "optim.warmup_steps or an optim.clip_norm"
         )
-    return Losses(total, terms, gradient_norm)
+    return Losses(total, terms, gradient_norm, int(no_direction), int(not_finite))
 
 
 class Pace:
@@ -121,6 +126,8 @@ def line_of(
         "epoch": batch.epoch,
         "loss": losses.total,
         "gradient_norm": losses.gradient_norm,
+        "tokens_without_direction": losses.no_direction,
+        "tokens_not_finite": losses.not_finite,
         "student_grid": student_grid(batch),
         "teachers": {
             name: {"grid": batch.targets[name].grid, **terms}

@@ -8,18 +8,21 @@ wider than the student). The student's own backward comes once, at the end.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from infra.models.encoder import Encoder
-from schemas.train_config import PatchLoss
+from schemas.train_config import Loss
 from trainer.batch import Batch
 from trainer.heads import Heads, Kind
-from trainer.losses import Parts, cls_loss, patch_loss
+from trainer.losses import Parts, Weighing, cls_loss, patch_loss
+from trainer.losses.op import Impl
 
 TERMS: dict[Kind, str] = {"cls": "cls", "tokens": "patch"}
 """What the loss of each kind of head is called."""
+LOSSES = {"cls": cls_loss, "tokens": patch_loss}
 
 
 class Features(nn.Module):
@@ -47,7 +50,17 @@ class Terms:
     """The weights of the whole batch, on all ranks."""
     scale: float
     """Of the gradient alone."""
-    patch: PatchLoss
+    loss: Loss
+    impl: Impl
+
+
+class Learned(NamedTuple):
+    """Of a part of a batch."""
+
+    shares: Parts
+    """Of the loss, before `factors`."""
+    counts: Tensor
+    """float32 [2], of all heads: tokens without a direction, tokens that are not finite."""
 
 
 def learn_part(
@@ -57,7 +70,7 @@ def learn_part(
     part: Batch,
     terms: Terms,
     precision: Callable[[], AbstractContextManager[object]],
-) -> Parts:
+) -> Learned:
     """Add the gradient of a part's share of the loss to every parameter.
 
     Args:
@@ -65,33 +78,27 @@ def learn_part(
         pixels: the part's pictures as the student expects them.
         part: on the device.
         precision: the context of a forward.
-
-    Returns:
-        The shares of the loss, before `factors`.
     """
     with precision():
         cls, tokens = student(pixels)
     leaves: dict[Kind, Tensor] = {"cls": _leaf(cls), "tokens": _leaf(tokens)}
     shares: Parts = {}
+    counts = torch.zeros(2, device=pixels.device)
     for name, factor in terms.factors.items():
         shares[name] = {}
+        rows = Weighing(part.weight, terms.total, terms.total.new_full((), factor * terms.scale))
         for kind in heads.kinds(name):
             with precision():
                 prediction = heads.predict(name, kind, leaves[kind])
-            share = _share(kind, prediction, name, part, terms)
-            (share * (factor * terms.scale)).backward()  # type: ignore[no-untyped-call]
+            loss = LOSSES[kind]
+            share, found = loss(prediction, part.targets[name], rows, terms.loss, terms.impl)
+            share.backward()  # type: ignore[no-untyped-call]
             shares[name][TERMS[kind]] = share.detach()
+            counts += found
             del prediction, share  # or they would live beside the next head's
     gradients = (_gradient(leaves["cls"], cls), _gradient(leaves["tokens"], tokens))
     torch.autograd.backward((cls, tokens), gradients)
-    return shares
-
-
-def _share(kind: Kind, prediction: Tensor, name: str, part: Batch, terms: Terms) -> Tensor:
-    target = part.targets[name]
-    if kind == "cls":
-        return cls_loss(prediction, target, part.weight, terms.total)
-    return patch_loss(prediction, target, part.weight, terms.total, terms.patch)
+    return Learned(shares, counts)
 
 
 def _leaf(features: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def meet(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The same two, with equally many tokens; the larger one is not touched.
     """
-    side = max(_side(first), _side(second))
+    side = max(side_of(first), side_of(second))
     return resize_tokens(first, side), resize_tokens(second, side)
 
 
@@ -34,7 +34,7 @@ def resize_tokens(tokens: Tensor, side: int) -> Tensor:
 
     Equals `F.interpolate(mode="bicubic", align_corners=False)` of the same map.
     """
-    now = _side(tokens)
+    now = side_of(tokens)
     if now == side:
         return tokens
     matrix = bicubic_matrix(now, side, tokens.device, tokens.dtype)
@@ -66,7 +66,8 @@ def _kernel(distance: Tensor) -> Tensor:
     return torch.where(distance <= 1, near, far)
 
 
-def _side(tokens: Tensor) -> int:
+def side_of(tokens: Tensor) -> int:
+    """Of the square grid of [batch, tokens, channels]."""
     side = math.isqrt(tokens.shape[1])
     assert side * side == tokens.shape[1], f"{tokens.shape[1]} tokens are no square grid"
     return side

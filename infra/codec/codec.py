@@ -101,6 +101,13 @@ class TokenCodec:
         values = self.rotated(stored, tokens)
         return values if ready.rotation is None else ready.rotation.back(values)
 
+    def codes(self, stored: Tensor, tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Codes and scales as `uniform.parts` gives them, where they are all that a value is made
+        of: in int8 and int4 without a rotation."""
+        if self.record.tokens_codec not in _BITS or self._axes is not None:
+            return None
+        return uniform.parts(stored, tokens, self.channels, _BITS[self.record.tokens_codec])
+
     def _variable(self, device: torch.device) -> Variable:
         variable = self._on(device).variable
         assert variable is not None

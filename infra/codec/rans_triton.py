@@ -19,7 +19,7 @@ _LOWEST, _WORD_BITS = tl.constexpr(LOWEST), tl.constexpr(WORD_BITS)
 
 
 @triton.jit
-def _decode(  # type: ignore[no-untyped-def]
+def _decode(
     codes,
     states,
     words,
@@ -30,7 +30,7 @@ def _decode(  # type: ignore[no-untyped-def]
     tokens,
     channels,
     most_words,
-    LANES: tl.constexpr,  # noqa: N803
+    LANES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)

@@ -6,50 +6,80 @@ tokens, then rows. The mean over rows is of the whole batch, on all ranks: what 
 part of it is that part's share, and the shares add up to the loss however the batch was cut.
 """
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from schemas.train_config import PatchLoss
+from schemas.train_config import Loss
 from trainer.batch import Affine, Target
-from trainer.losses.reference import cls_rows, token_rows, weighted_share
-from trainer.resize import meet
+from trainer.losses.op import Impl, feature_loss
+from trainer.losses.told import Code, Told
+from trainer.losses.twin import Terms
+from trainer.resize import meet, side_of
 
 Parts = dict[str, dict[str, Tensor]]
 """{teacher: {"cls": scalar, "patch": scalar}}, detached; no "cls" where the teacher has none."""
 
 
+@dataclass(frozen=True)
+class Weighing:
+    """What the rows of a part count for."""
+
+    weight: Tensor
+    """float32 [rows]; a row of weight 0 contributes nothing, whatever it holds."""
+    total: Tensor
+    """Scalar, the weights of the whole batch; where it is 0 so is the loss."""
+    scale: Tensor
+    """Scalar, of the gradient alone."""
+
+
 def patch_loss(
-    prediction: Tensor, target: Target, weight: Tensor, total: Tensor, loss: PatchLoss
-) -> Tensor:
-    """A part's share of the patch loss, in float32 whatever the arguments are.
+    prediction: Tensor, target: Target, rows: Weighing, loss: Loss, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """A part's share of the patch loss.
 
     Args:
         prediction: [rows, student tokens, patch_width]; where the grids differ the smaller one is
             resized.
         target: of the same rows.
-        weight: float32 [rows]; a row of weight 0 contributes nothing, whatever it holds.
-        total: scalar, the weights of the whole batch; where it is 0 so is the loss.
+
+    Returns:
+        The share, a scalar, and counts as `feature_loss` gives them.
     """
-    told = _standardised(target.standardised_tokens(), target.tokens_affine)
-    rows = token_rows(*meet(_usable(prediction, weight), _usable(told, weight)), loss)
-    return weighted_share(rows, weight, total)
+    told = _tokens(target)
+    if side_of(prediction) != target.grid:
+        prediction, decoded = meet(prediction, told.decoded())
+        told = Told("float", decoded, told.channels)
+    patch = loss.patch
+    terms = Terms(patch.cosine, patch.smooth_l1, patch.beta, loss.not_finite == "drop")
+    return feature_loss(prediction, told, rows.weight, rows.total, rows.scale, terms, impl)
 
 
-def cls_loss(prediction: Tensor, target: Target, weight: Tensor, total: Tensor) -> Tensor:
+def cls_loss(
+    prediction: Tensor, target: Target, rows: Weighing, loss: Loss, impl: Impl
+) -> tuple[Tensor, Tensor]:
     """A part's share of the CLS loss; `prediction` is [rows, cls_width], the rest as above."""
     assert target.cls is not None
-    told = _standardised(target.cls, target.cls_affine)
-    rows = cls_rows(_usable(prediction, weight), _usable(told, weight))
-    return weighted_share(rows, weight, total)
+    told = Told(
+        "float", target.cls[:, None], target.cls.shape[1], None, *_affine(target.cls_affine)
+    )
+    terms = Terms(cosine=1.0, drop=loss.not_finite == "drop")
+    one = prediction[:, None]
+    return feature_loss(one, told, rows.weight, rows.total, rows.scale, terms, impl)
 
 
-def _standardised(values: Tensor, affine: Affine | None) -> Tensor:
-    """By the statistics of the run, where the cache that these rows are of has others."""
-    return values if affine is None else values.float() * affine.scale + affine.shift
+def _tokens(target: Target) -> Told:
+    """The codes themselves where they are of standardised values; what was rotated is decoded."""
+    affine = _affine(target.tokens_affine)
+    codec, count = target.codec, target.grid**2
+    if codec is None or codec.record.tokens_codec == "fp16":
+        return Told("float", target.tokens, target.tokens.shape[-1], None, *affine)
+    parts = codec.codes(target.tokens, count)
+    if parts is None:
+        return Told("float", codec.decode(target.tokens, count), codec.channels, None, *affine)
+    code: Code = "int8" if codec.record.tokens_codec == "int8" else "int4"
+    return Told(code, parts[0], codec.channels, parts[1], *affine)
 
 
-def _usable(values: Tensor, weight: Tensor) -> Tensor:
-    """`values` in float32 with the rows of weight 0 emptied: 0 x NaN would be NaN, both in the sum
-    and in its gradient."""
-    keep = (weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
-    return torch.where(keep, values.float(), 0.0)
+def _affine(affine: Affine | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if affine is None else (affine.scale, affine.shift)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.train_config import PatchLoss
+from schemas.train_config import Loss, PatchLoss
 from trainer.batch import Affine, Target
-from trainer.losses import cls_loss, patch_loss
-from trainer.losses.reference import cosine
+from trainer.losses import Weighing, cls_loss, patch_loss
 from trainer.resize import resize_tokens
 
 pytestmark = pytest.mark.unit
 
-LOSS = PatchLoss(cosine=0.9, smooth_l1=0.1, beta=0.5)
+PATCH = PatchLoss(cosine=0.9, smooth_l1=0.1, beta=0.5)
+LOSS = Loss(patch=PATCH)
 
 
 class Prediction(NamedTuple):
@@ -28,9 +28,10 @@ def losses(
 ) -> dict[str, Tensor]:
     """Both losses of one teacher; `weight` is of the whole batch unless `total` is given."""
     total = weight.sum() if total is None else total
-    found = {"patch": patch_loss(prediction.tokens, target, weight, total, LOSS)}
+    rows = Weighing(weight, total, torch.ones(()))
+    found = {"patch": patch_loss(prediction.tokens, target, rows, LOSS, "twin")[0]}
     if prediction.cls is not None:
-        found["cls"] = cls_loss(prediction.cls, target, weight, total)
+        found["cls"] = cls_loss(prediction.cls, target, rows, LOSS, "twin")[0]
     return found
 
 
@@ -59,7 +60,7 @@ def expected_parts(
         if not factor:
             continue
         tokens = [
-            LOSS.cosine * (1 - vector_cosine(a, b)) + LOSS.smooth_l1 * smooth_l1(a, b, LOSS.beta)
+            PATCH.cosine * (1 - vector_cosine(a, b)) + PATCH.smooth_l1 * smooth_l1(a, b, PATCH.beta)
             for a, b in zip(mine[row], theirs[row])
         ]
         patch_sum += factor * sum(tokens) / len(tokens)
@@ -169,26 +170,6 @@ def test_loss__batch_without_weight_is_0_with_gradients_of_0() -> None:
         assert leaf is not None
         assert leaf.grad is not None
         assert not leaf.grad.any()
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12])
-def test_cosine__vector_without_direction_has_no_gradient(scale: float) -> None:
-    prediction = (torch.ones(2, 4) * scale).requires_grad_()
-    value = cosine(prediction, torch.randn(2, 4))
-    value.sum().backward()
-    assert not value.any()
-    assert prediction.grad is not None
-    assert not prediction.grad.any()
-    target = torch.zeros(2, 4)
-    assert not cosine(torch.randn(2, 4), target).any()
-
-
-def test_cosine__equals_torchs_elsewhere() -> None:
-    first, second = torch.randn(50, 8).double(), torch.randn(50, 8).double()
-    expected = torch.nn.functional.cosine_similarity(first, second, dim=-1)
-    torch.testing.assert_close(cosine(first, second), expected)
-    leaf = first.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: cosine(value, second), leaf)
 
 
 def test_loss__is_0_for_a_perfect_student() -> None:

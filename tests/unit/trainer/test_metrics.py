@@ -14,7 +14,7 @@ from trainer.parallel import ALONE
 pytestmark = pytest.mark.unit
 
 FACTORS = {"a": 2.0, "b": 1.0}
-LOSSES = Losses(0.5, {"a": {"cls": 0.125, "patch": 0.25}}, 3.0)
+LOSSES = Losses(0.5, {"a": {"cls": 0.125, "patch": 0.25}}, 3.0, 7, 1)
 
 
 def steps_in(out: Path) -> list[int]:
@@ -23,12 +23,12 @@ def steps_in(out: Path) -> list[int]:
 
 def result(patch: float = 0.25, norm: float = 3.0) -> Step:
     parts = {"a": {"patch": torch.tensor(patch), "cls": torch.tensor(0.125)}}
-    return Step(parts, torch.tensor(norm))
+    return Step(parts, torch.tensor([7.0, 1.0]), torch.tensor(norm))
 
 
 def test_fetch__sums_what_took_part_by_its_weight() -> None:
     found = fetch(1, result(), FACTORS, ALONE)
-    assert found == Losses(0.75, {"a": {"patch": 0.25, "cls": 0.125}}, 3.0)
+    assert found == Losses(0.75, {"a": {"patch": 0.25, "cls": 0.125}}, 3.0, 7, 1)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_line__holds_what_was_measured(tmp_path: Path) -> None:
     assert (record["step"], record["epoch"], record["loss"]) == (1, 0, 0.5)
     assert record["teachers"] == {"a": {"grid": 4, "patch": 0.25, "cls": 0.125}}
     assert (record["student_grid"], record["gradient_norm"], record["lr"]) == (4, 3.0, 1e-3)
+    assert (record["tokens_without_direction"], record["tokens_not_finite"]) == (7, 1)
     assert record["tokens_per_second"] == pytest.approx(16 * record["rows_per_second"])
     assert record["rows_per_second"] > 0
     assert 0 <= record["data_wait"] <= 1

@@ -1,0 +1,174 @@
+"""The loss of one head as an operator of torch: it may stand in a compiled function or a CUDA
+graph, and never waits for the GPU.
+
+The gradient is found together with the loss, in the one pass over the data, and kept until the
+backward. There it is only scaled, in place, and not even that where the scale is 1: what multiplies
+a loss is better passed in with it.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.losses import twin
+from trainer.losses.told import Code, Told
+from trainer.losses.twin import Found, Terms
+
+Impl = Literal["twin", "compiled", "triton"]
+WIDEST = 8192
+"""Channels that a program of `triton` can hold."""
+LossAndGradient = Callable[[Tensor, Told, Tensor, Tensor, Tensor, Terms, bool], Found]
+
+
+def feature_loss(
+    prediction: Tensor,
+    told: Told,
+    weight: Tensor,
+    total: Tensor,
+    scale: Tensor,
+    terms: Terms,
+    impl: Impl = "twin",
+) -> tuple[Tensor, Tensor]:
+    """The sum over rows of weight / total x the mean over tokens of their loss.
+
+    Args:
+        prediction: [rows, tokens, channels] of any float type and strides, the channels dense.
+        told: of as many tokens.
+        weight: float32 [rows], or [rows, tokens]; what has weight 0 contributes nothing, whatever
+            it holds, and is not even read.
+        total: scalar; where it is 0 so is the loss. The weights of the whole batch, of which these
+            rows may be a part.
+        scale: scalar that the gradient, not the loss, is multiplied by: what would else multiply
+            the loss on its way back, at the price of one more pass.
+
+    Returns:
+        The loss, a scalar, and float32 [2]: how many tokens have no direction, how many are not
+        finite. The loss can be gone back from once.
+
+    Raises:
+        ValueError: shapes that do not fit one another, or channels that are not dense.
+    """
+    _check(prediction, told, weight)
+    rows, tokens, _ = prediction.shape
+    by_token = weight if weight.ndim == 2 else weight[:, None]
+    needs_gradient = prediction.requires_grad and torch.is_grad_enabled()
+    loss, _, counts = _op(
+        *(prediction, told.values, told.scales, told.factor, told.shift),
+        *(by_token.expand(rows, tokens), total, scale),
+        *(told.code, told.channels, *terms, impl, needs_gradient),
+    )
+    return loss, counts
+
+
+def _check(prediction: Tensor, told: Told, weight: Tensor) -> None:
+    if prediction.shape != (*told.values.shape[:2], told.channels):
+        raise ValueError(
+            f"the loss of a prediction of {tuple(prediction.shape)} and a target of "
+            f"{(*told.values.shape[:2], told.channels)}: rows, tokens and channels must be equal"
+        )
+    if weight.shape not in (prediction.shape[:1], prediction.shape[:2]):
+        raise ValueError(
+            f"weights of {tuple(weight.shape)} for {tuple(prediction.shape[:2])} rows and tokens"
+        )
+    for what, tensor in (("prediction", prediction), ("target", told.values)):
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"the channels of a {what} must be dense, and lie {tensor.stride()}")
+
+
+@cache
+def _implementation(impl: Impl) -> LossAndGradient:
+    if impl == "triton":
+        from trainer.losses import row_kernel
+
+        return row_kernel.loss_and_gradient
+    if impl == "compiled":
+        return torch.compile(twin.loss_and_gradient)
+    return twin.loss_and_gradient
+
+
+@torch.library.custom_op("teachonce::feature_loss", mutates_args=())
+def _op(
+    prediction: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    factor: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    total: Tensor,
+    scale: Tensor,
+    code: str,
+    channels: int,
+    cosine: float,
+    smooth_l1: float,
+    beta: float,
+    drop: bool,
+    impl: str,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    told = Told(_CODES[code], values, channels, scales, factor, shift)
+    terms = Terms(cosine, smooth_l1, beta, drop)
+    share = _share(total, prediction.shape[1])
+    loss_and_gradient = _implementation(_IMPLS[impl])
+    with torch.cuda.device_of(prediction):  # type: ignore[no-untyped-call]
+        found = loss_and_gradient(prediction, told, weight, share, scale, terms, needs_gradient)
+    return found.loss, found.gradient, found.counts
+
+
+_CODES: dict[str, Code] = {"float": "float", "int8": "int8", "int4": "int4", "fp8": "fp8"}
+_IMPLS: dict[str, Impl] = {"twin": "twin", "compiled": "compiled", "triton": "triton"}
+
+
+@_op.register_fake
+def _(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.promote_types(prediction.dtype, torch.float32)
+    shape = prediction.shape if arguments[-1] else (0,)
+    return (
+        prediction.new_empty((), dtype=exact),
+        prediction.new_empty(shape),
+        prediction.new_empty(2, dtype=torch.float32),
+    )
+
+
+def _share(total: Tensor, tokens: int) -> Tensor:
+    return torch.where(total > 0, 1 / (total * max(1, tokens)), 0.0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    prediction, total, scale = inputs[0], inputs[6], inputs[7]
+    _, gradient, counts = output
+    ctx.mark_non_differentiable(gradient, counts)
+    ctx.save_for_backward(gradient, total, scale)
+    ctx.tokens, ctx.arguments, ctx.gone_back = prediction.shape[1], len(inputs), False
+
+
+def _backward(ctx: Any, by: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.gone_back or torch.is_grad_enabled():
+        raise RuntimeError(
+            "the gradient of teachonce::feature_loss is found once, with the loss, and used up in "
+            "the backward: neither a second backward nor one of the backward is possible"
+        )
+    ctx.gone_back = True
+    gradient, total, scale = ctx.saved_tensors
+    if gradient.dtype == torch.float16:
+        by = by * scale * _share(total, ctx.tokens)
+    # In a graph that is being traced nothing may change that others might look at.
+    gradient = _rescaled(gradient, by) if type(gradient) is Tensor else gradient * by.to(gradient)
+    return gradient, *(None,) * (ctx.arguments - 1)
+
+
+def _rescaled(gradient: Tensor, by: Tensor) -> Tensor:
+    """In place."""
+    if gradient.is_cuda and find_spec("triton") is not None:
+        from trainer.losses.rescale_kernel import rescale
+
+        with torch.cuda.device_of(gradient):  # type: ignore[no-untyped-call]
+            rescale(gradient, by)
+        return gradient
+    return gradient.mul_(by)
+
+
+_op.register_autograd(_backward, setup_context=_keep)
