@@ -16,19 +16,6 @@ CUBIC = -0.75
 """The free parameter of the cubic kernel, as in torch and OpenCV."""
 
 
-def meet(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both token grids at the larger side of the two.
-
-    Args:
-        first, second: [batch, side x side, channels], each of its own side.
-
-    Returns:
-        The same two, with equally many tokens; the larger one is not touched.
-    """
-    side = max(side_of(first), side_of(second))
-    return resize_tokens(first, side), resize_tokens(second, side)
-
-
 def resize_tokens(tokens: Tensor, side: int) -> Tensor:
     """Bicubic resize of row-major tokens [batch, n x n, channels] to `side` x `side` of them.
 
@@ -37,8 +24,19 @@ def resize_tokens(tokens: Tensor, side: int) -> Tensor:
     now = side_of(tokens)
     if now == side:
         return tokens
-    matrix = bicubic_matrix(now, side, tokens.device, tokens.dtype)
-    square = tokens.reshape(-1, now, now, tokens.shape[2])
+    return _both_ways(bicubic_matrix(now, side, tokens.device, tokens.dtype), tokens)
+
+
+def resize_back(gradient: Tensor, side: int) -> Tensor:
+    """The gradient in `side` x `side` tokens, given that in what they were resized to: the resize's
+    adjoint."""
+    matrix = bicubic_matrix(side, side_of(gradient), gradient.device, gradient.dtype)
+    return _both_ways(matrix.T, gradient)
+
+
+def _both_ways(matrix: Tensor, tokens: Tensor) -> Tensor:
+    """`matrix` [new side, side] along both sides of the grid."""
+    square = tokens.reshape(-1, matrix.shape[1], matrix.shape[1], tokens.shape[2])
     tall = torch.einsum("ty,byxd->btxd", matrix, square)
     return torch.einsum("sx,btxd->btsd", matrix, tall).flatten(1, 2)
 

@@ -15,7 +15,6 @@ from trainer.batch import Affine, Target
 from trainer.losses.op import Impl, feature_loss
 from trainer.losses.told import Code, Told
 from trainer.losses.twin import Terms
-from trainer.resize import meet, side_of
 
 Parts = dict[str, dict[str, Tensor]]
 """{teacher: {"cls": scalar, "patch": scalar}}, detached; no "cls" where the teacher has none."""
@@ -46,11 +45,7 @@ def patch_loss(
     Returns:
         The share, a scalar, and counts as `feature_loss` gives them.
     """
-    told = _tokens(target)
-    if side_of(prediction) != target.grid:
-        prediction, decoded = meet(prediction, told.decoded())
-        told = Told("float", decoded, told.channels)
-    patch = loss.patch
+    told, patch = _tokens(target), loss.patch
     terms = Terms(patch.cosine, patch.smooth_l1, patch.beta, loss.not_finite == "drop")
     return feature_loss(prediction, told, rows.weight, rows.total, rows.scale, terms, impl)
 

@@ -6,8 +6,8 @@ backward. There it is only scaled, in place, and not even that where the scale i
 a loss is better passed in with it.
 """
 
-from collections.abc import Callable
-from functools import cache
+import math
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from trainer.losses import twin
+from trainer.losses.meet import LossAndGradient, meet
 from trainer.losses.told import Code, Told
-from trainer.losses.twin import Found, Terms
+from trainer.losses.twin import Terms
 
 Impl = Literal["twin", "compiled", "triton"]
 WIDEST = 8192
 """Channels that a program of `triton` can hold."""
-LossAndGradient = Callable[[Tensor, Told, Tensor, Tensor, Tensor, Terms, bool], Found]
 
 
 def feature_loss(
@@ -37,9 +37,10 @@ def feature_loss(
 
     Args:
         prediction: [rows, tokens, channels] of any float type and strides, the channels dense.
-        told: of as many tokens.
-        weight: float32 [rows], or [rows, tokens]; what has weight 0 contributes nothing, whatever
-            it holds, and is not even read.
+        told: of as many tokens, or of another square grid where the prediction is of one: the
+            smaller one is resized.
+        weight: float32 [rows], or [rows, tokens] of the larger grid; what has weight 0 contributes
+            nothing, whatever it holds, and is not even read.
         total: scalar; where it is 0 so is the loss. The weights of the whole batch, of which these
             rows may be a part.
         scale: scalar that the gradient, not the loss, is multiplied by: what would else multiply
@@ -52,31 +53,35 @@ def feature_loss(
     Raises:
         ValueError: shapes that do not fit one another, or channels that are not dense.
     """
-    _check(prediction, told, weight)
-    rows, tokens, _ = prediction.shape
+    tokens = _tokens(prediction, told, weight)
     by_token = weight if weight.ndim == 2 else weight[:, None]
     needs_gradient = prediction.requires_grad and torch.is_grad_enabled()
     loss, _, counts = _op(
         *(prediction, told.values, told.scales, told.factor, told.shift),
-        *(by_token.expand(rows, tokens), total, scale),
+        *(by_token.expand(len(prediction), tokens), total, scale),
         *(told.code, told.channels, *terms, impl, needs_gradient),
     )
     return loss, counts
 
 
-def _check(prediction: Tensor, told: Told, weight: Tensor) -> None:
-    if prediction.shape != (*told.values.shape[:2], told.channels):
+def _tokens(prediction: Tensor, told: Told, weight: Tensor) -> int:
+    """Of the larger grid."""
+    rows, mine, channels = prediction.shape
+    theirs = told.values.shape[1]
+    square = all(math.isqrt(count) ** 2 == count for count in (mine, theirs))
+    if (rows, channels) != (len(told.values), told.channels) or not (mine == theirs or square):
         raise ValueError(
-            f"the loss of a prediction of {tuple(prediction.shape)} and a target of "
-            f"{(*told.values.shape[:2], told.channels)}: rows, tokens and channels must be equal"
+            f"the loss of a prediction of {rows} rows, {mine} tokens, {channels} channels and a "
+            f"target of {len(told.values)}, {theirs}, {told.channels}: rows and channels must be "
+            "equal, tokens too unless both are of square grids"
         )
-    if weight.shape not in (prediction.shape[:1], prediction.shape[:2]):
-        raise ValueError(
-            f"weights of {tuple(weight.shape)} for {tuple(prediction.shape[:2])} rows and tokens"
-        )
+    tokens = max(mine, theirs)
+    if weight.shape not in ((rows,), (rows, tokens)):
+        raise ValueError(f"weights of {tuple(weight.shape)} for {rows} rows of {tokens} tokens")
     for what, tensor in (("prediction", prediction), ("target", told.values)):
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"the channels of a {what} must be dense, and lie {tensor.stride()}")
+    return tokens
 
 
 @cache
@@ -84,10 +89,10 @@ def _implementation(impl: Impl) -> LossAndGradient:
     if impl == "triton":
         from trainer.losses import row_kernel
 
-        return row_kernel.loss_and_gradient
+        return partial(meet, row_kernel.loss_and_gradient)
     if impl == "compiled":
-        return torch.compile(twin.loss_and_gradient)
-    return twin.loss_and_gradient
+        return partial(meet, torch.compile(twin.loss_and_gradient))
+    return partial(meet, twin.loss_and_gradient)
 
 
 @torch.library.custom_op("teachonce::feature_loss", mutates_args=())
@@ -111,7 +116,7 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     told = Told(_CODES[code], values, channels, scales, factor, shift)
     terms = Terms(cosine, smooth_l1, beta, drop)
-    share = _share(total, prediction.shape[1])
+    share = _share(total, weight.shape[1])
     loss_and_gradient = _implementation(_IMPLS[impl])
     with torch.cuda.device_of(prediction):  # type: ignore[no-untyped-call]
         found = loss_and_gradient(prediction, told, weight, share, scale, terms, needs_gradient)
@@ -138,11 +143,11 @@ def _share(total: Tensor, tokens: int) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    prediction, total, scale = inputs[0], inputs[6], inputs[7]
+    weight, total, scale = inputs[5:8]
     _, gradient, counts = output
     ctx.mark_non_differentiable(gradient, counts)
     ctx.save_for_backward(gradient, total, scale)
-    ctx.tokens, ctx.arguments, ctx.gone_back = prediction.shape[1], len(inputs), False
+    ctx.tokens, ctx.arguments, ctx.gone_back = weight.shape[1], len(inputs), False
 
 
 def _backward(ctx: Any, by: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

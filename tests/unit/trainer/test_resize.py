@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.resize import bicubic_matrix, meet, resize_tokens
+from trainer.resize import bicubic_matrix, resize_back, resize_tokens
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +36,7 @@ def test_resize__gradient_is_the_adjoint(source: int, target: int) -> None:
         (interpolated(tokens, source, target) * direction).sum(), tokens
     )
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(resize_back(direction, source), theirs, atol=1e-12, rtol=1e-12)
     inner = torch.tensordot(resize_tokens(tokens, target), direction, dims=3)
     torch.testing.assert_close(torch.tensordot(tokens, ours, dims=3), inner)
 
@@ -46,15 +47,6 @@ def test_resize__commutes_with_standardising() -> None:
     torch.testing.assert_close(
         resize_tokens((tokens - mean) / std, 6), (resize_tokens(tokens, 6) - mean) / std
     )
-
-
-@pytest.mark.parametrize(("first", "second"), [(8, 16), (16, 8), (4, 4)])
-def test_meet__brings_the_smaller_to_the_larger(first: int, second: int) -> None:
-    left, right = torch.randn(1, first**2, 3), torch.randn(1, second**2, 3)
-    resized = meet(left, right)
-    assert [part.shape[1] for part in resized] == [max(first, second) ** 2] * 2
-    larger = 0 if first >= second else 1
-    assert resized[larger] is (left, right)[larger]
 
 
 def test_matrix__made_under_inference_mode_still_trains() -> None:
