@@ -83,9 +83,10 @@ class Loss(StrictModel):
     not_finite: Literal["stop", "drop"] = "stop"
     """What a token that is not finite does to a run: end it at the next look, or not count; how
     many there were is logged."""
-    impl: Literal["auto", "twin", "compiled", "triton"] = "auto"
+    impl: Literal["auto", "twin", "compiled", "triton", "fused"] = "auto"
     """`twin` is plain PyTorch, `compiled` the same through torch.compile, `triton` one pass on a
-    GPU, and `auto` that where there are a GPU and Triton, else `twin`."""
+    GPU once grids are of one size, `fused` one pass of any two grids, and `auto` is `triton` where
+    there are a GPU and Triton, else `twin`."""
 
 
 class Head(StrictModel):

@@ -25,8 +25,8 @@ def choose(loss: Loss, device: str, widest: int) -> Chosen:
     missing = _missing(device, widest)
     if loss.impl == "auto":
         return Chosen("twin", missing) if missing else Chosen("triton", "in one pass over the data")
-    if loss.impl == "triton" and missing:
-        raise ConfigError(f"loss.impl: triton was asked for, and {missing}; leave it at auto")
+    if loss.impl in ("triton", "fused") and missing:
+        raise ConfigError(f"loss.impl: {loss.impl} was asked for, and {missing}; leave it at auto")
     return Chosen(loss.impl, "as configured")
 
 

@@ -9,7 +9,7 @@ a loss is better passed in with it.
 import math
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from trainer.losses.meet import LossAndGradient, meet
 from trainer.losses.told import Code, Told
 from trainer.losses.twin import Terms
 
-Impl = Literal["twin", "compiled", "triton"]
+Impl = Literal["twin", "compiled", "triton", "fused"]
 WIDEST = 8192
-"""Channels that a program of `triton` can hold."""
+"""Channels that a program of a kernel can hold."""
 
 
 def feature_loss(
@@ -90,6 +90,10 @@ def _implementation(impl: Impl) -> LossAndGradient:
         from trainer.losses import row_kernel
 
         return partial(meet, row_kernel.loss_and_gradient)
+    if impl == "fused":
+        from trainer.losses import fused_resize
+
+        return fused_resize.loss_and_gradient
     if impl == "compiled":
         return partial(meet, torch.compile(twin.loss_and_gradient))
     return partial(meet, twin.loss_and_gradient)
@@ -123,8 +127,8 @@ def _op(
     return found.loss, found.gradient, found.counts
 
 
-_CODES: dict[str, Code] = {"float": "float", "int8": "int8", "int4": "int4", "fp8": "fp8"}
-_IMPLS: dict[str, Impl] = {"twin": "twin", "compiled": "compiled", "triton": "triton"}
+_CODES: dict[str, Code] = {code: code for code in get_args(Code)}
+_IMPLS: dict[str, Impl] = {impl: impl for impl in get_args(Impl)}
 
 
 @_op.register_fake

@@ -19,6 +19,27 @@ def decode_e4m3(byte):
 
 
 @triton.jit
+def code_tile(values, at, channel, mask, CHANNELS: tl.constexpr, CODE: tl.constexpr):
+    """float32 [tokens, channels] of codes before their scales; anything outside of `mask`."""
+    if CODE == "int4":
+        low = channel < (CHANNELS + 1) // 2
+        byte = tl.where(low, channel, channel - (CHANNELS + 1) // 2)
+        both = tl.load(values + at[:, None] + byte[None, :], mask=mask, other=0).to(tl.int32)
+        return (tl.where(low[None, :], both & 0xF, both >> 4) - 8).to(tl.float32)
+    code = tl.load(values + at[:, None] + channel[None, :], mask=mask, other=0)
+    return decode_e4m3(code) if CODE == "fp8" else code.to(tl.float32)
+
+
+@triton.jit
+def affine(tile, factors, shifts, channel, CHANNELS: tl.constexpr):
+    """[tokens, channels] x factor + shift of each channel."""
+    inside = channel < CHANNELS
+    factor = tl.load(factors + channel, mask=inside, other=0.0)
+    shift = tl.load(shifts + channel, mask=inside, other=0.0)
+    return tile * factor[None, :] + shift[None, :]
+
+
+@triton.jit
 def sums_of(p, t, BETA: tl.constexpr, SMOOTH: tl.constexpr):
     """|p|^2, |t|^2, <p, t> and the sum of smooth-L1 of each token."""
     far = tl.sum(tl.zeros_like(p), 1)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.losses.pieces_kernel import coefficients, decode_e4m3, slope, sums_of
+from trainer.losses.pieces_kernel import affine, code_tile, coefficients, slope, sums_of
 from trainer.losses.told import Told
 from trainer.losses.twin import Found, Terms
 
@@ -30,24 +30,12 @@ def _pair(
 ):  # fmt: skip
     """float32 [tokens, SIZE] of prediction and target; zeros where there is nothing."""
     channel = START + tl.arange(0, SIZE)
-    inside = channel < CHANNELS
-    mask = live[:, None] & inside[None, :]
+    mask = live[:, None] & (channel < CHANNELS)[None, :]
     p = tl.load(prediction + p_at[:, None] + channel[None, :], mask=mask, other=0.0)
-    p = p.to(tl.float32)
-    if CODE == "int4":
-        low = channel < (CHANNELS + 1) // 2
-        byte = tl.where(low, channel, channel - (CHANNELS + 1) // 2)
-        both = tl.load(values + t_at[:, None] + byte[None, :], mask=mask, other=0).to(tl.int32)
-        t = (tl.where(low[None, :], both & 0xF, both >> 4) - 8).to(tl.float32)
-    else:
-        t = tl.load(values + t_at[:, None] + channel[None, :], mask=mask, other=0)
-        t = decode_e4m3(t) if CODE == "fp8" else t.to(tl.float32)
-    t = t * scale[:, None]
+    t = code_tile(values, t_at, channel, mask, CHANNELS, CODE) * scale[:, None]
     if AFFINE:
-        factor = tl.load(factors + channel, mask=inside, other=0.0)
-        shift = tl.load(shifts + channel, mask=inside, other=0.0)
-        t = t * factor[None, :] + shift[None, :]
-    return p, tl.where(mask, t, 0.0)
+        t = affine(t, factors, shifts, channel, CHANNELS)
+    return p.to(tl.float32), tl.where(mask, t, 0.0)
 
 
 @triton.jit
@@ -184,11 +172,11 @@ def loss_and_gradient(
         return Found(losses.sum(), found, counts.sum(1))
     values = told.values.view(torch.int8) if told.code == "int8" else told.values
     scales = values if told.scales is None else told.scales
-    affine = told.factor is not None
+    has_affine = told.factor is not None
     first, second, third = tiles(channels)
     arguments: tuple[Any, ...] = (
         *(prediction, values, scales),
-        *((told.factor, told.shift) if affine else (weight, weight)),
+        *((told.factor, told.shift) if has_affine else (weight, weight)),
         *(weight, share, scale, losses, counts, found),
         *(count, tokens, programs),
         *prediction.stride()[:2],
@@ -205,7 +193,7 @@ def loss_and_gradient(
         ROWS=per_program,
         CODE=told.code,
         SCALED=told.scales is not None,
-        AFFINE=affine,
+        AFFINE=has_affine,
         COSINE=terms.cosine,
         SMOOTH=terms.smooth_l1,
         BETA=terms.beta,
