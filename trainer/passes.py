@@ -1,8 +1,9 @@
 """Forward and backward of one part of a batch, one adapter head after the other.
 
 The student's features are cut off from it, and collect the gradient of each head as soon as that
-head has run: the activations of one head live at a time, not those of all (two a teacher, each
-wider than the student). The student's own backward comes once, at the end.
+head has run: the activations of one head for patch tokens live at a time, not those of all (each
+wider than the student). Those for CLS are small, and learn together. The student's own backward
+comes once, at the end.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +18,8 @@ from infra.models.encoder import Encoder
 from schemas.train_config import Loss
 from trainer.batch import Batch
 from trainer.heads import Heads, Kind
-from trainer.losses import Parts, Weighing, cls_loss, patch_loss
+from trainer.losses import Parts, Weighing, cls_losses, patch_loss
 from trainer.losses.op import Impl
-
-TERMS: dict[Kind, str] = {"cls": "cls", "tokens": "patch"}
-"""What the loss of each kind of head is called."""
-LOSSES = {"cls": cls_loss, "tokens": patch_loss}
 
 
 class Features(nn.Module):
@@ -82,20 +79,31 @@ def learn_part(
     with precision():
         cls, tokens = student(pixels)
     leaves: dict[Kind, Tensor] = {"cls": _leaf(cls), "tokens": _leaf(tokens)}
-    shares: Parts = {}
+    rows = Weighing(part.weight, terms.total)
+    scales = torch.tensor([factor * terms.scale for factor in terms.factors.values()])
+    scale = dict(zip(terms.factors, scales.to(pixels.device, non_blocking=True)))
+    shares: Parts = {name: {} for name in terms.factors}
     counts = torch.zeros(2, device=pixels.device)
-    for name, factor in terms.factors.items():
-        shares[name] = {}
-        rows = Weighing(part.weight, terms.total, terms.total.new_full((), factor * terms.scale))
-        for kind in heads.kinds(name):
-            with precision():
-                prediction = heads.predict(name, kind, leaves[kind])
-            loss = LOSSES[kind]
-            share, found = loss(prediction, part.targets[name], rows, terms.loss, terms.impl)
-            share.backward()  # type: ignore[no-untyped-call]
-            shares[name][TERMS[kind]] = share.detach()
-            counts += found
-            del prediction, share  # or they would live beside the next head's
+    for name in terms.factors:
+        with precision():
+            prediction = heads.predict(name, "tokens", leaves["tokens"])
+        target = part.targets[name]
+        share, found = patch_loss(prediction, target, rows, scale[name], terms.loss, terms.impl)
+        share.backward()  # type: ignore[no-untyped-call]
+        shares[name]["patch"] = share.detach()
+        counts += found
+        del prediction, share  # or they would live beside the next head's
+    with_cls = [name for name in terms.factors if "cls" in heads.kinds(name)]
+    if with_cls:
+        with precision():
+            predictions = [heads.predict(name, "cls", leaves["cls"]) for name in with_cls]
+        targets = [part.targets[name] for name in with_cls]
+        of_those = torch.stack([scale[name] for name in with_cls])
+        each, found = cls_losses(predictions, targets, rows, of_those, terms.loss, terms.impl)
+        each.sum().backward()  # type: ignore[no-untyped-call]
+        counts += found
+        for name, share in zip(with_cls, each.detach()):
+            shares[name]["cls"] = share
     gradients = (_gradient(leaves["cls"], cls), _gradient(leaves["tokens"], tokens))
     torch.autograd.backward((cls, tokens), gradients)
     return Learned(shares, counts)

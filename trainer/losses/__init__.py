@@ -6,12 +6,14 @@ tokens, then rows. The mean over rows is of the whole batch, on all ranks: what 
 part of it is that part's share, and the shares add up to the loss however the batch was cut.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from schemas.train_config import Loss
 from trainer.batch import Affine, Target
+from trainer.losses import cls_op
 from trainer.losses.op import Impl, feature_loss
 from trainer.losses.told import Code, Told
 from trainer.losses.twin import Terms
@@ -28,12 +30,10 @@ class Weighing:
     """float32 [rows]; a row of weight 0 contributes nothing, whatever it holds."""
     total: Tensor
     """Scalar, the weights of the whole batch; where it is 0 so is the loss."""
-    scale: Tensor
-    """Scalar, of the gradient alone."""
 
 
 def patch_loss(
-    prediction: Tensor, target: Target, rows: Weighing, loss: Loss, impl: Impl
+    prediction: Tensor, target: Target, rows: Weighing, scale: Tensor, loss: Loss, impl: Impl
 ) -> tuple[Tensor, Tensor]:
     """A part's share of the patch loss.
 
@@ -41,26 +41,38 @@ def patch_loss(
         prediction: [rows, student tokens, patch_width]; where the grids differ the smaller one is
             resized.
         target: of the same rows.
+        scale: scalar, of the gradient alone.
 
     Returns:
         The share, a scalar, and counts as `feature_loss` gives them.
     """
     told, patch = _tokens(target), loss.patch
     terms = Terms(patch.cosine, patch.smooth_l1, patch.beta, loss.not_finite == "drop")
-    return feature_loss(prediction, told, rows.weight, rows.total, rows.scale, terms, impl)
+    return feature_loss(prediction, told, rows.weight, rows.total, scale, terms, impl)
 
 
-def cls_loss(
-    prediction: Tensor, target: Target, rows: Weighing, loss: Loss, impl: Impl
+def cls_losses(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Target],
+    rows: Weighing,
+    scales: Tensor,
+    loss: Loss,
+    impl: Impl,
 ) -> tuple[Tensor, Tensor]:
-    """A part's share of the CLS loss; `prediction` is [rows, cls_width], the rest as above."""
-    assert target.cls is not None
-    told = Told(
-        "float", target.cls[:, None], target.cls.shape[1], None, *_affine(target.cls_affine)
-    )
-    terms = Terms(cosine=1.0, drop=loss.not_finite == "drop")
-    one = prediction[:, None]
-    return feature_loss(one, told, rows.weight, rows.total, rows.scale, terms, impl)
+    """A part's share of the CLS loss of each teacher, [teachers], and counts as above.
+
+    Args:
+        predictions: of each teacher, [rows, cls_width].
+        scales: [teachers], in the place of rows.scale.
+    """
+    told = [
+        Told("float", target.cls[:, None], target.cls.shape[1], None, *_affine(target.cls_affine))
+        for target in targets
+        if target.cls is not None
+    ]
+    alone = [prediction[:, None] for prediction in predictions]
+    drop = loss.not_finite == "drop"
+    return cls_op.cls_losses(alone, told, rows.weight, rows.total, scales, drop, impl)
 
 
 def _tokens(target: Target) -> Told:

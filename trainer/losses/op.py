@@ -85,7 +85,7 @@ def _tokens(prediction: Tensor, told: Told, weight: Tensor) -> int:
 
 
 @cache
-def _implementation(impl: Impl) -> LossAndGradient:
+def implementation(impl: Impl) -> LossAndGradient:
     if impl == "triton":
         from trainer.losses import row_kernel
 
@@ -120,15 +120,15 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     told = Told(_CODES[code], values, channels, scales, factor, shift)
     terms = Terms(cosine, smooth_l1, beta, drop)
-    share = _share(total, weight.shape[1])
-    loss_and_gradient = _implementation(_IMPLS[impl])
+    share = share_of(total, weight.shape[1])
+    loss_and_gradient = implementation(IMPLS[impl])
     with torch.cuda.device_of(prediction):  # type: ignore[no-untyped-call]
         found = loss_and_gradient(prediction, told, weight, share, scale, terms, needs_gradient)
     return found.loss, found.gradient, found.counts
 
 
 _CODES: dict[str, Code] = {code: code for code in get_args(Code)}
-_IMPLS: dict[str, Impl] = {impl: impl for impl in get_args(Impl)}
+IMPLS: dict[str, Impl] = {impl: impl for impl in get_args(Impl)}
 
 
 @_op.register_fake
@@ -142,7 +142,8 @@ def _(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _share(total: Tensor, tokens: int) -> Tensor:
+def share_of(total: Tensor, tokens: int) -> Tensor:
+    """Of one token of weight 1 in a mean over rows whose weights sum to `total`."""
     return torch.where(total > 0, 1 / (total * max(1, tokens)), 0.0)
 
 
@@ -155,22 +156,27 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, by: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.gone_back or torch.is_grad_enabled():
-        raise RuntimeError(
-            "the gradient of teachonce::feature_loss is found once, with the loss, and used up in "
-            "the backward: neither a second backward nor one of the backward is possible"
-        )
-    ctx.gone_back = True
+    gone_back_once(ctx)
     gradient, total, scale = ctx.saved_tensors
     if gradient.dtype == torch.float16:
-        by = by * scale * _share(total, ctx.tokens)
-    # In a graph that is being traced nothing may change that others might look at.
-    gradient = _rescaled(gradient, by) if type(gradient) is Tensor else gradient * by.to(gradient)
-    return gradient, *(None,) * (ctx.arguments - 1)
+        by = by * scale * share_of(total, ctx.tokens)
+    return rescaled(gradient, by), *(None,) * (ctx.arguments - 1)
 
 
-def _rescaled(gradient: Tensor, by: Tensor) -> Tensor:
-    """In place."""
+def gone_back_once(ctx: Any) -> None:
+    """Raises RuntimeError in a second backward, and in one that is to be gone back through."""
+    if ctx.gone_back or torch.is_grad_enabled():
+        raise RuntimeError(
+            "the gradient of a loss of teachonce is found once, with the loss, and used up in the "
+            "backward: neither a second backward nor one of the backward is possible"
+        )
+    ctx.gone_back = True
+
+
+def rescaled(gradient: Tensor, by: Tensor) -> Tensor:
+    """`gradient` times the scalar `by`, in place."""
+    if type(gradient) is not Tensor:  # being traced, where others might look at it as well
+        return gradient * by.to(gradient)
     if gradient.is_cuda and find_spec("triton") is not None:
         from trainer.losses.rescale_kernel import rescale
 

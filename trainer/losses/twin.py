@@ -41,6 +41,15 @@ class Found(NamedTuple):
     """float32 [2]: tokens without a direction, tokens that are not finite."""
 
 
+class Several(NamedTuple):
+    """Of several heads; the counts are of all of them."""
+
+    losses: Tensor
+    """[heads]."""
+    gradients: list[Tensor]
+    counts: Tensor
+
+
 def loss_and_gradient(
     prediction: Tensor,
     told: Told,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from schemas.train_config import Loss, PatchLoss
 from trainer.batch import Affine, Target
-from trainer.losses import Weighing, cls_loss, patch_loss
+from trainer.losses import Weighing, cls_losses, patch_loss
 from trainer.resize import resize_tokens
 
 pytestmark = pytest.mark.unit
@@ -28,10 +28,10 @@ def losses(
 ) -> dict[str, Tensor]:
     """Both losses of one teacher; `weight` is of the whole batch unless `total` is given."""
     total = weight.sum() if total is None else total
-    rows = Weighing(weight, total, torch.ones(()))
-    found = {"patch": patch_loss(prediction.tokens, target, rows, LOSS, "twin")[0]}
+    rows, one = Weighing(weight, total), torch.ones(1)
+    found = {"patch": patch_loss(prediction.tokens, target, rows, one[0], LOSS, "twin")[0]}
     if prediction.cls is not None:
-        found["cls"] = cls_loss(prediction.cls, target, rows, LOSS, "twin")[0]
+        found["cls"] = cls_losses([prediction.cls], [target], rows, one, LOSS, "twin")[0][0]
     return found
 
 
