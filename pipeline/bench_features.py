@@ -18,8 +18,8 @@ from pipeline.sample import StoredRow, choose, read_rows
 from schemas.errors import ConfigError
 from schemas.keyed_hash import subkey
 from schemas.layout import SetPath
+from schemas.measured import Affine, CodecRecord
 from schemas.options import BenchOptions
-from schemas.records import Affine, CodecRecord
 from schemas.sealed import unseal
 
 CHANNELS = 384

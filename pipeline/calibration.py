@@ -14,8 +14,9 @@ from pipeline.moments import MomentsMeter, axes_parquet, covariance_parquet
 from pipeline.sets import create
 from schemas import layout
 from schemas.errors import ConfigError, NotFound
+from schemas.measured import Calibration, Shape
 from schemas.names import BLOCK_ROWS
-from schemas.records import Calibration, ObjectRecord, Shape
+from schemas.records import ObjectRecord
 from schemas.sealed import digest, seal
 from schemas.spans import span_count, span_of
 

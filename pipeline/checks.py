@@ -16,14 +16,8 @@ from schemas import layout, shard, tables
 from schemas.codec import choice_of, codec_record
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
-from schemas.records import (
-    Calibration,
-    CodecRecord,
-    ObjectRecord,
-    Probe,
-    ShardCommit,
-    TeacherRecord,
-)
+from schemas.measured import Calibration, CodecRecord, Probe
+from schemas.records import ObjectRecord, ShardCommit, TeacherRecord
 from schemas.sealed import Record, digest, seal, unseal
 
 Line = dict[str, Any]

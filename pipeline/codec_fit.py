@@ -16,7 +16,8 @@ from infra.codec.rotation import (
 from pipeline.moments import MomentsMeter
 from schemas.codec import codec_record
 from schemas.extract_config import CodecChoice
-from schemas.records import Calibration, ObjectRecord, Shape
+from schemas.measured import Calibration, Shape
+from schemas.records import ObjectRecord
 
 NOWHERE = ObjectRecord(key="", size=0, sha256="")
 """Of what is not stored."""

@@ -32,8 +32,9 @@ from schemas import layout, shard
 from schemas.codec import choice_of, codec_folder, codec_record
 from schemas.errors import AlreadyExists, CacheError, ConfigError, DamageError, NotFound
 from schemas.layout import SetPath
+from schemas.measured import Calibration
 from schemas.options import CopyOptions
-from schemas.records import Calibration, PlanCommit, ShardCommit
+from schemas.records import PlanCommit, ShardCommit
 from schemas.sealed import digest, seal, unseal
 from schemas.spans import images_and_views
 

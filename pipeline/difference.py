@@ -15,7 +15,7 @@ from schemas import layout
 from schemas.codec import codec_folder, codec_record
 from schemas.errors import NotFound
 from schemas.extract_config import ExtractConfig
-from schemas.records import Calibration
+from schemas.measured import Calibration
 from schemas.sealed import unseal
 from schemas.shard import rows_per_shard_of
 

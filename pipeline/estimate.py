@@ -14,8 +14,8 @@ from infra.sources import open_source
 from infra.store import open_store
 from infra.terminal import Terminal, human_bytes
 from pipeline.bill import Bill, make_bill
+from pipeline.describe import describe_teachers
 from pipeline.difference import tell
-from pipeline.extract import describe_teachers
 from pipeline.forecast import Forecast, Pair, forecast
 from pipeline.job import TeacherTask
 from pipeline.pace import (

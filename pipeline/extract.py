@@ -29,6 +29,7 @@ from infra.terminal import Terminal
 from pipeline import sets as feature_sets
 from pipeline.calibration import Calibrations, calibration_tasks, uncalibrated
 from pipeline.derive import sources_of, tell_derived
+from pipeline.describe import describe_teachers
 from pipeline.difference import difference, tell
 from pipeline.job import Damaged, GivenUp, Job, SpanTask, TeacherTask
 from pipeline.lease import lease
@@ -46,7 +47,6 @@ from pipeline.summary import (
     rows_left,
     summarise,
 )
-from pipeline.teachers import load_teacher
 from schemas.errors import ConfigError, TeachonceError
 from schemas.extract_config import ExtractConfig
 from schemas.spans import Whole, span_count
@@ -112,36 +112,6 @@ def _extract(
     status = max(name_bad(config, terminal, rows, bad), name_given_up(terminal, work))
     summarise(config, terminal, work, told)
     return Outcome(told, status)
-
-
-def describe_teachers(config: ExtractConfig, terminal: Terminal) -> tuple[TeacherTask, ...]:
-    """Load each teacher once, on the CPU, for its fingerprint."""
-    tasks = []
-    for name in config.teachers_now:
-        teacher = config.teachers[name]
-        if teacher.weights.startswith("random:"):
-            terminal.warn(f"teacher {name} has random weights: its features mean nothing")
-        loaded = load_teacher(teacher, config.workers.precision, "cpu")
-        record = loaded.record
-        for grid in config.grids_of(name):
-            loaded.encoder.refuse_other_size(record.pixels(grid))
-        task = TeacherTask(name, teacher, config.workers.precision, record, config.grids_of(name))
-        tasks.append(task)
-        terminal.say(
-            f"teacher      {name}  {record.fingerprint12}  {record.library} {record.model}: patch "
-            f"{record.patch_pixels} px, tokens {record.patch_width}, "
-            + (f"CLS {record.cls_width} ({record.cls_kind})" if record.cls_width else "no CLS")
-            + f", made for {record.native_pixels} px, sees "
-            + ", ".join(f"{record.pixels(grid)} px (grid {grid})" for grid in task.grids)
-        )
-    by_fingerprint = {task.record.fingerprint: task.name for task in tasks}
-    for task in tasks:
-        if by_fingerprint[task.record.fingerprint] != task.name:
-            raise ConfigError(
-                f"teachers {task.name} and {by_fingerprint[task.record.fingerprint]} are the same "
-                "model with the same weights; name it once"
-            )
-    return tuple(tasks)
 
 
 class _Extraction:

@@ -27,7 +27,8 @@ from pipeline.sets import feature_sets, missing_of
 from pipeline.unwritten import Unwritten
 from schemas import layout
 from schemas.extract_config import ExtractConfig
-from schemas.records import Calibration, Moments, ObjectRecord, Shape, TeacherRecord
+from schemas.measured import Calibration, Moments, Shape
+from schemas.records import ObjectRecord, TeacherRecord
 from schemas.sealed import digest, seal
 from schemas.spans import images_and_views, rows_of, span_of
 

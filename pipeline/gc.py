@@ -20,8 +20,9 @@ from pipeline.publish import committed_places
 from schemas import layout
 from schemas.errors import NotFound
 from schemas.layout import SetPath
+from schemas.measured import Calibration
 from schemas.options import GcOptions
-from schemas.records import Calibration, JobRecord, ShardCommit
+from schemas.records import JobRecord, ShardCommit
 from schemas.sealed import unseal
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra.codec.rotation import Float64s, Int32s
 from schemas import tables
-from schemas.records import Moments
+from schemas.measured import Moments
 
 _HAVE_FLOAT64 = ("cpu", "cuda")
 """Devices that calculate in double precision."""

@@ -16,7 +16,7 @@ from schemas import layout
 from schemas.codec import codec_label, codec_record
 from schemas.errors import NotFound
 from schemas.extract_config import CodecChoice
-from schemas.records import Calibration
+from schemas.measured import Calibration
 from schemas.sealed import unseal
 
 CHOICES = (

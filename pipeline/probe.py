@@ -13,7 +13,7 @@ from infra.store import ObjectStore
 from pipeline.teachers import LoadedTeacher
 from schemas import layout
 from schemas.errors import AlreadyExists, TeacherError
-from schemas.records import Probe, ProbeVectors
+from schemas.measured import Probe, ProbeVectors
 from schemas.sealed import seal, unseal
 
 MIN_COSINE = 0.9999

@@ -30,7 +30,8 @@ from schemas.extract_config import Teacher
 from schemas.fingerprint import VALUE_FIELDS
 from schemas.keyed_hash import subkey
 from schemas.layout import SetPath
-from schemas.records import CodecRecord, PlanCommit, TeacherRecord
+from schemas.measured import CodecRecord
+from schemas.records import PlanCommit, TeacherRecord
 from schemas.sealed import unseal
 from schemas.spans import Whole
 

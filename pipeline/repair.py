@@ -24,8 +24,9 @@ from schemas import layout, shard
 from schemas.codec import choice_of, codec_record
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
+from schemas.measured import Calibration, CodecRecord, Probe
 from schemas.names import BLOCK_ROWS, MAX_SPAN_IMAGES
-from schemas.records import Calibration, CodecRecord, ObjectRecord, PlanCommit, Probe, TeacherRecord
+from schemas.records import ObjectRecord, PlanCommit, TeacherRecord
 from schemas.sealed import Record, digest, seal, unseal
 
 

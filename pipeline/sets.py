@@ -15,8 +15,9 @@ from schemas import layout, shard
 from schemas.codec import codec_folder, codec_record
 from schemas.errors import AlreadyExists, DamageError
 from schemas.extract_config import ExtractConfig
+from schemas.measured import Calibration
 from schemas.names import BLOCK_ROWS
-from schemas.records import Calibration, PlanCommit
+from schemas.records import PlanCommit
 from schemas.sealed import digest, seal, unseal
 from schemas.spans import span_of
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from schemas.extract_config import CodecChoice
 from schemas.frequencies import normal_tables
-from schemas.records import Affine, Calibration, CodecRecord, Moments
+from schemas.measured import Affine, Calibration, CodecRecord, Moments
 from schemas.sealed import seal
 
 CONSTANT_CHANNEL = 1e-6

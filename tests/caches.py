@@ -107,9 +107,9 @@ def local_pool(job: Job, tasks: int) -> Iterator[LocalPool]:
     yield LocalPool(job)
 
 
-def extract_here(config: ExtractConfig) -> Outcome:
+def extract_here(config: ExtractConfig, terminal: Terminal | None = None) -> Outcome:
     """The whole command without Ray, in this process."""
-    return extract(config, Quiet(), local_pool)
+    return extract(config, terminal or Quiet(), local_pool)
 
 
 def undisturbed(cache: Path, source: Path, processes: int, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from schemas.records import Calibration, Moments, ObjectRecord, Shape
+from schemas.measured import Calibration, Moments, Shape
+from schemas.records import ObjectRecord
 
 NOWHERE = ObjectRecord(key="", size=0, sha256="")
 

@@ -1,87 +1,27 @@
 """Reading rates: the block reader and the stream, beside a raw ranged read of the same bytes.
 
-One set of an existing cache, on a disk or on S3, all readers in turn in each repeat, on one thread
-and on all cores. The raw read fetches each block's bytes with one ranged read and does nothing
-else: what a perfect reader would reach. tensorstore, on a disk, checks the same checksums; it has
-no commits, keys or CLS to match. The stream makes batches in an epoch's order; with pictures each
-row's view is decoded and replayed as well. Every run opens the cache anew, so that indices and CLS
-tables are read again; `cold` begins without a byte of the cache in memory. The stream's second
-epoch is timed apart: in the first it takes from the system the memory that it fills, which costs a
-training once, and costs more than reading on a virtual machine.
+One set of an existing cache, on a disk or on S3, all readers (bench_readers.py) in turn in each
+repeat, on one thread and on all cores. `cold` begins without a byte of the cache in memory. The
+stream's second epoch is timed apart: in the first it takes from the system the memory that it
+fills, which costs a training once, and costs more than reading on a virtual machine.
 """
 
 import os
 import statistics
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import tensorstore
 
 from infra.heap import keep_freed_memory
 from infra.page_cache import evict, files_below
-from infra.store import open_store
 from infra.terminal import Terminal
-from schemas import shard
 from schemas.errors import ConfigError
-from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
 from schemas.options import BenchOptions
-from trainer.batch import Batch
+from trainer.bench_readers import Case, Rate, readers
 from trainer.cache import CacheReader
-from trainer.stream import CacheStream
 
-BATCH = 64
-PICTURE_ROWS = 512
-"""Of which the rate with pictures is taken: decoding takes a hundred times as long as reading."""
 RESIDENT = 0.01
 """Share of a cache's bytes in memory up to which it counts as cold."""
-Read = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is read."""
-
-    options: BenchOptions
-    cache: str
-    path: SetPath
-    blocks: Sequence[int]
-    """In a shuffled order."""
-    rows: int
-
-    @property
-    def is_local(self) -> bool:
-        return not self.cache.startswith("s3://")
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Of one run."""
-
-    rows_per_s: float
-    cpu_us_per_row: float
-    """Of all threads: what hardly changes when other programs have the cores."""
-
-
-class Clock:
-    """Begins to count when it is made."""
-
-    def __init__(self) -> None:
-        self._start, self._cpu = time.perf_counter(), time.process_time()
-
-    def rate(self, rows: int) -> Rate:
-        cpu = time.process_time() - self._cpu
-        return Rate(rows / (time.perf_counter() - self._start), cpu / rows * 1e6)
-
-
-Timed = Callable[[Case, int], Rate]
-"""(what, threads) -> how fast."""
 
 
 def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]]:
@@ -93,7 +33,7 @@ def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]
         for threads in sorted({1, os.cpu_count() or 1}):
             rates: dict[str, list[Rate]] = {}
             for repeat in range(options.repeats + 1):
-                for name, timed in _readers(case, state).items():
+                for name, timed in readers(case, state).items():
                     if state == "cold":
                         _make_cold(case)
                     rates.setdefault(name, []).append(timed(case, threads))
@@ -113,17 +53,6 @@ def _case(options: BenchOptions) -> Case:
     blocks = np.random.default_rng(0).permutation(covered).tolist()
     rows = sum(min(BLOCK_ROWS, plan.rows - block * BLOCK_ROWS) for block in blocks)
     return Case(options, options.cache, path, blocks, rows)
-
-
-def _readers(case: Case, state: str) -> dict[str, Timed]:
-    readers: dict[str, Timed] = {"raw": _raw, "blocks": _blocks, "stream": _stream}
-    if case.is_local:
-        readers["tensorstore"] = _tensorstore
-    if state == "warm":
-        readers["stream, second epoch"] = partial(_stream, epoch=1)
-    if case.options.pixels:
-        readers["stream with pictures"] = _stream_with_pictures
-    return readers
 
 
 def _rows_of(
@@ -157,102 +86,3 @@ def _make_cold(case: Case) -> None:
             f"{case.cache}: {left:.0%} of it stays in the page cache, so nothing cold can be "
             "measured; another process has it mapped, or its file system is in memory"
         )
-
-
-def _rate(case: Case, read: Read, threads: int) -> Rate:
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(abs, range(threads)))  # starts the threads
-        clock = Clock()
-        for _ in pool.map(read, case.blocks):
-            pass
-        return clock.rate(case.rows)
-
-
-def _raw(case: Case, threads: int) -> Rate:
-    store = open_store(case.cache, case.options.store)
-    metadata = store.get(case.path.array(0))
-    per_shard = shard.rows_per_shard_of(metadata)
-    rows, form = shard.form_of(metadata)
-    chunk = form.bytes + shard.CRC_BYTES
-    head = shard.index_bytes(per_shard)
-    keys = [case.path.tokens(0, number) for number in range(-(-rows // per_shard))]
-
-    def read(block: int) -> object:
-        number, inside = divmod(block * BLOCK_ROWS, per_shard)
-        start = head + inside * chunk
-        return store.get_range(keys[number], start, start + BLOCK_ROWS * chunk)
-
-    return _rate(case, read, threads)
-
-
-def _blocks(case: Case, threads: int) -> Rate:
-    grids = {case.options.teacher: case.options.grid}
-    reader = CacheReader(case.cache, teachers=grids, store=case.options.store)
-    return _rate(case, lambda block: reader.read_block(0, block), threads)
-
-
-def _stream(case: Case, threads: int, epoch: int = 0) -> Rate:
-    """From before an epoch's first batch to its last."""
-    stream = _opened(case, threads, None)
-    clock = Clock()
-    with closing(iter(stream)) as batches:
-        for _ in range(epoch):
-            deque(_epoch(batches), maxlen=0)
-            clock = Clock()
-        return clock.rate(sum(_epoch(batches)))
-
-
-def _stream_with_pictures(case: Case, threads: int) -> Rate:
-    """From the first batch to so many rows; the picture files themselves are never cold."""
-    with closing(iter(_opened(case, threads, case.options.pixels))) as batches:
-        counts = _epoch(batches)
-        next(counts)
-        clock, rows = Clock(), 0
-        for count in counts:
-            rows += count
-            if rows >= PICTURE_ROWS:
-                break
-        return clock.rate(rows)
-
-
-def _opened(case: Case, threads: int, pixels: int | None) -> CacheStream:
-    return CacheStream(
-        case.cache,
-        teachers={case.options.teacher: case.options.grid},
-        pixels=pixels,
-        batch_size=BATCH,
-        threads=threads,
-        store=case.options.store,
-    )
-
-
-def _epoch(batches: Iterator[Batch]) -> Iterator[int]:
-    """Rows of each batch up to the end of the epoch."""
-    for batch in batches:
-        yield len(batch.rows)
-        if batch.state["epoch"] != batch.epoch:
-            return
-
-
-def _tensorstore(case: Case, threads: int) -> Rate:
-    folder = case.path.array(0).removesuffix("/zarr.json")
-    limit = {"limit": threads}
-    array = tensorstore.open(
-        {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{case.cache}/{folder}/"}},
-        context=tensorstore.Context(
-            {
-                "cache_pool": {"total_bytes_limit": 0},
-                "data_copy_concurrency": limit,
-                "file_io_concurrency": limit,
-            }
-        ),
-        open=True,
-        read=True,
-    ).result()
-    rows = array.shape[0]
-
-    def read(block: int) -> object:
-        first = block * BLOCK_ROWS
-        return array[first : min(rows, first + BLOCK_ROWS)].read().result()
-
-    return _rate(case, read, threads)

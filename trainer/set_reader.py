@@ -16,8 +16,9 @@ from infra.store import ObjectStore
 from schemas import shard, tables
 from schemas.errors import DamageError, NotFound
 from schemas.layout import SetPath
+from schemas.measured import CodecRecord
 from schemas.names import BLOCK_ROWS
-from schemas.records import CodecRecord, ObjectRecord
+from schemas.records import ObjectRecord
 from schemas.sealed import digest, unseal
 from trainer.shard_rows import Halves, Held, ShardRows, unpack
 

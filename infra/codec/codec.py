@@ -12,7 +12,7 @@ from infra.codec.rotation import Int32s, Rotation
 from infra.codec.variable import Variable
 from infra.store import ObjectStore
 from schemas import tables
-from schemas.records import CodecRecord
+from schemas.measured import CodecRecord
 from schemas.shard import RowForm
 
 _BITS = {"int8": 8, "int4": 4}

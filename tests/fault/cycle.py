@@ -19,10 +19,9 @@ import yaml
 
 import trainer.train  # noqa: F401
 from infra.cli import main
-from pipeline.extract import extract
 from schemas.extract_config import ExtractConfig
 from schemas.strict import parse
-from tests.caches import Quiet, local_pool
+from tests.caches import extract_here
 from tests.processes import by_module, ended, family, kill_family, start
 
 LONGEST, LONGEST_S = 1.1, 10.0
@@ -36,7 +35,7 @@ def run(command: str, config: str) -> None:
     if command == "train":
         sys.exit(main([command, "--config", config]))
     values = yaml.safe_load(Path(config).read_text())
-    sys.exit(extract(parse(ExtractConfig, values, config), Quiet(), local_pool).status)
+    sys.exit(extract_here(parse(ExtractConfig, values, config)).status)
 
 
 class Cycles:

@@ -14,12 +14,11 @@ from infra.redact import printable
 from infra.sources import open_source
 from infra.store import LocalStore
 from infra.yaml_file import MAX_BYTES, parse_yaml, read_yaml
-from pipeline.extract import extract
 from schemas.errors import ConfigError
 from schemas.extract_config import Columns, ExtractConfig
 from schemas.limits import Limits
 from tests.builders import photograph_bytes
-from tests.caches import Quiet, config_of, contents, local_pool, pictures
+from tests.caches import Quiet, config_of, contents, extract_here, pictures
 
 NAMES = (
     "new\nline.jpg",
@@ -50,14 +49,14 @@ def test_extract__names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
     (source / "bad\n\x1b[2Jwarning: all is well.jpg").write_bytes(b"no picture")
     told = Quiet()
     config = config_of(tmp_path / "cache", source)
-    result = extract(config, told, local_pool).result
+    result = extract_here(config, told).result
     assert (result["ok"], result["bad"]) == (len(NAMES), 1)
     assert all(line.isprintable() for line in told.lines)
     assert "bad\\n\\x1b[2Jwarning: all is well.jpg: not a picture" in "".join(told.lines)
     assert json.loads(json.dumps(result)) == result
     rows = contents(LocalStore(tmp_path / "cache"))["commits/plan/000000.json"]
     assert set(rows["key"].to_pylist()) > set(NAMES)
-    assert extract(config, Quiet(), local_pool).result["teacher_forwards"] == 0
+    assert extract_here(config).result["teacher_forwards"] == 0
 
 
 def test_parquet__text_that_is_no_text(tmp_path: Path) -> None:
@@ -140,9 +139,9 @@ def test_limits__are_those_of_the_plan_wherever_a_picture_is_read(tmp_path: Path
     (source / "large.jpg").write_bytes(photograph_bytes(9, 200, 200))
     images = {"source": str(source), "max_pixels": 30_000}
     config = config_of(tmp_path / "cache", source, images=images)
-    assert extract(config, Quiet(), local_pool).result["bad"] == 1
+    assert extract_here(config).result["bad"] == 1
     commit = Catalog(LocalStore(tmp_path / "cache")).generations()[0]
     assert commit.limits == Limits(max_pixels=30_000)
     raised = {"images": {**images, "max_pixels": 40_000}, "retry_bad": True}
-    again = extract(config_of(tmp_path / "cache", source, **raised), Quiet(), local_pool)
+    again = extract_here(config_of(tmp_path / "cache", source, **raised))
     assert (again.result["ok"], again.result["bad"]) == (4, 0)

@@ -15,12 +15,11 @@ from infra.models.libraries import build_encoder
 from infra.redact import harmless, public_url
 from infra.sources import open_source
 from infra.terminal import Terminal
-from pipeline.extract import extract
 from pipeline.teachers import load_teacher
 from schemas.errors import ConfigError, SourceError, TeacherError
 from schemas.extract_config import Columns, Teacher
 from schemas.options import VerifyOptions
-from tests.caches import VIT, Quiet, config_of, local_pool, pictures
+from tests.caches import VIT, Quiet, config_of, extract_here, pictures
 
 SECRETS = ("hunter2", "AKIA0EXAMPLE", "s1gn4ture")
 SIGNED = "https://me:hunter2@host:8443/w.bin?X-Amz-Credential=AKIA0EXAMPLE&sig=s1gn4ture#top"
@@ -91,7 +90,7 @@ def test_extract__no_secret_is_told_or_kept(
 ) -> None:
     told = Quiet()
     config = config_of(tmp_path / "cache", vault)
-    result = extract(config, told, local_pool).result
+    result = extract_here(config, told).result
     assert (result["ok"], result["bad"]) == (3, 1)
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     everything = "\n".join([*told.lines, json.dumps(result), *capfd.readouterr()])

@@ -10,7 +10,8 @@ from pipeline.listing import GONE, Standing
 from schemas.codec import codec_folder, codec_record
 from schemas.extract_config import CodecChoice, Columns, Views
 from schemas.layout import SetPath
-from schemas.records import Moments, PlanCommit, TeacherRecord
+from schemas.measured import Moments
+from schemas.records import PlanCommit, TeacherRecord
 from schemas.sealed import digest, seal
 from tests.calibrations import calibration
 

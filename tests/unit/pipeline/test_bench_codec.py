@@ -13,8 +13,8 @@ from pipeline.bench_features import Bound, features
 from pipeline.sample import StoredRow
 from schemas.errors import ConfigError
 from schemas.extract_config import CodecChoice
+from schemas.measured import Affine
 from schemas.options import BenchOptions
-from schemas.records import Affine
 from tests.caches import CNN, VIT, Quiet, config_of, extract_here, pictures
 
 KEYS = {

@@ -6,11 +6,10 @@ import pytest
 
 from pipeline import bench_extract
 from pipeline.bench_extract import CPU_CASES, GPU_CASES, measure
-from pipeline.extract import extract
 from pipeline.teachers import load_teacher
 from schemas.extract_config import ExtractConfig, Teacher
 from schemas.options import BenchOptions
-from tests.caches import Quiet, local_pool, pictures
+from tests.caches import Quiet, extract_here, pictures
 
 SMALL = {
     "one": {"vit": {"model": "test_vit"}},
@@ -32,9 +31,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_small")
 def test_measure__shares_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_extract, "_best_bare_rate", lambda config: 1e4)
-    monkeypatch.setattr(
-        bench_extract, "extract", lambda config, terminal: extract(config, terminal, local_pool)
-    )
+    monkeypatch.setattr(bench_extract, "extract", extract_here)
     source = pictures(tmp_path / "pictures", 5)
     options = BenchOptions(what="extract", images=str(source), limit=4, repeats=2)
     one, three = measure(options, Quiet())

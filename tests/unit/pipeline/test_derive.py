@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 
 from infra.store import LocalStore
-from pipeline import extract
 from pipeline.derive import covering
 from pipeline.job import Source
 from schemas.errors import ConfigError, DamageError
 from schemas.layout import SetPath
 from schemas.records import ObjectRecord
-from tests.caches import (
-    CNN,
-    VIT,
-    Quiet,
-    commits,
-    config_of,
-    extract_here,
-    local_pool,
-    pictures,
-    verify_here,
-)
+from tests.caches import CNN, VIT, Quiet, commits, config_of, extract_here, pictures, verify_here
 from trainer.cache import CacheReader
 
 TEACHERS = {"vit": VIT, "cnn": {**CNN, "grids": [1]}}
@@ -65,7 +54,7 @@ def test_extract__another_codec_needs_no_picture_and_no_forward(
 ) -> None:
     told = {**place, "codec": {**codec, "min_cosine": 0.5}, "rows_per_shard": 64}
     terminal = Quiet()
-    outcome = extract.extract(config_of(**told), terminal, local_pool)
+    outcome = extract_here(config_of(**told), terminal)
     assert outcome.result["teacher_forwards"] == 0
     assert outcome.result["decodes"] == 0
     assert outcome.result["shards_written"] > 0

@@ -11,14 +11,14 @@ import pytest
 
 from infra.command import Outcome
 from infra.store import open_store
-from pipeline import estimate, extract, pace
+from pipeline import estimate, pace
 from pipeline import pictures as decoding
 from pipeline.bill import Bill
 from schemas.errors import ConfigError, ImageError
 from schemas.extract_config import Cost
 from schemas.limits import Limits
 from tests.builders import photograph_bytes
-from tests.caches import CNN, VIT, Quiet, commits, config_of, local_pool, pictures
+from tests.caches import CNN, VIT, Quiet, commits, config_of, extract_here, pictures
 
 KEYS = {
     *("rows", "teacher_forwards", "bytes_by_codec", "seconds_estimate", "breakeven_epochs"),
@@ -51,7 +51,7 @@ class Place:
     def extract(self) -> tuple[Outcome, list[str]]:
         terminal = Quiet()
         config = config_of(self.cache, self.source, **self.told)
-        return extract.extract(config, terminal, local_pool), terminal.lines
+        return extract_here(config, terminal), terminal.lines
 
     def files(self) -> dict[str, int]:
         found = [path for path in self.cache.rglob("*") if path.is_file()]

@@ -13,7 +13,7 @@ from pipeline.moments import MomentsMeter, axes_parquet, covariance_parquet
 from schemas import tables
 from schemas.codec import codec_record
 from schemas.extract_config import CodecChoice
-from schemas.records import Moments
+from schemas.measured import Moments
 from tests.calibrations import calibration
 
 Vectors = npt.NDArray[np.float64]

@@ -15,7 +15,7 @@ from pipeline.teachers import LoadedTeacher, load_teacher
 from schemas import layout
 from schemas.errors import DamageError, TeacherError
 from schemas.extract_config import Teacher
-from schemas.records import Probe
+from schemas.measured import Probe
 from schemas.sealed import seal, unseal
 
 GRID = 4

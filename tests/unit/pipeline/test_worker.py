@@ -10,20 +10,9 @@ import torch
 
 from infra.store import open_store
 from pipeline import sets as feature_sets
-from pipeline.extract import extract
 from pipeline.teachers import LoadedTeacher
 from schemas.errors import ConfigError, SourceError, TeacherError
-from tests.caches import (
-    CNN,
-    VIT,
-    Quiet,
-    commits,
-    config_of,
-    extract_here,
-    local_pool,
-    pictures,
-    verify_here,
-)
+from tests.caches import CNN, VIT, Quiet, commits, config_of, extract_here, pictures, verify_here
 from trainer.cache import CacheReader
 
 IMAGES, VIEWS, SPAN = 70, 3, 64
@@ -107,7 +96,7 @@ def test_process__no_room_on_the_gpu_halves_the_batch(
 
     monkeypatch.setattr(LoadedTeacher, "__call__", small)
     terminal = Quiet()
-    told = extract(config_of(tmp_path / "cache", source), terminal, local_pool).result
+    told = extract_here(config_of(tmp_path / "cache", source), terminal).result
     assert (told["ok"], told["teacher_forwards"]) == (IMAGES, IMAGES)
     assert any(line.startswith("batch size   8  (a GPU had") for line in terminal.lines)
     assert verify_here(tmp_path / "cache", against_teacher=5).status == 0

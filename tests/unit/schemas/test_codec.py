@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from schemas.codec import choice_of, codec_folder, codec_label, codec_record
 from schemas.extract_config import CodecChoice
 from schemas.frequencies import normal_tables
-from schemas.records import Calibration, CodecRecord, Moments
+from schemas.measured import Calibration, CodecRecord, Moments
 from schemas.sealed import seal, unseal
 from tests import calibrations
 from tests.calibrations import NOWHERE

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from schemas.errors import DamageError
 from schemas.extract_config import Columns
-from schemas.records import CodecRecord, ObjectRecord, TeacherRecord
+from schemas.measured import CodecRecord
+from schemas.records import ObjectRecord, TeacherRecord
 from schemas.sealed import digest, seal, unseal
 
 FLOATS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=4)

@@ -6,7 +6,7 @@ from schemas.errors import ConfigError
 from schemas.options import BenchOptions
 from tests.caches import Quiet
 from tests.unit.trainer.streams import ROWS, Cached
-from trainer import bench_loader
+from trainer import bench_loader, bench_readers
 from trainer.bench_loader import measure
 
 READERS = {"raw", "blocks", "stream", "tensorstore"}
@@ -22,7 +22,7 @@ def test_measure__every_reader_warm_and_cold(
 ) -> None:
     emptied = []
     monkeypatch.setattr(bench_loader, "evict", lambda files: emptied.append(files) or 0)
-    monkeypatch.setattr(bench_loader, "PICTURE_ROWS", 64)
+    monkeypatch.setattr(bench_readers, "PICTURE_ROWS", 64)
     rows = measure(_options(cached, pixels=32), Quiet())
     told = {(row["reader"], str(row["case"]).split()[-1], row["threads"]) for row in rows}
     threads = {row["threads"] for row in rows}
@@ -41,7 +41,7 @@ def test_measure__reads_what_it_says(cached: Cached) -> None:
     case = bench_loader._case(_options(cached))
     first = ROWS - 10  # of the first generation
     assert (case.rows, len(case.blocks)) == (first, -(-first // 32))
-    assert sum(bench_loader._epoch(bench_loader._opened(case, 1, None))) == ROWS
+    assert sum(bench_readers._epoch(bench_readers._opened(case, 1, None))) == ROWS
 
 
 def test_measure__what_stays_in_memory_is_not_called_cold(

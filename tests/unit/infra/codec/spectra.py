@@ -18,7 +18,7 @@ from infra.codec.rotation import (
 from pipeline.moments import MomentsMeter
 from schemas.codec import codec_record
 from schemas.extract_config import CodecChoice
-from schemas.records import Calibration
+from schemas.measured import Calibration
 from tests import calibrations
 
 Spectrum = Literal["white", "pink"]

@@ -12,7 +12,8 @@ from pipeline.encode import LARGEST, encode
 from pipeline.moments import axes_parquet
 from schemas.codec import choice_of
 from schemas.errors import DamageError
-from schemas.records import Affine, ObjectRecord
+from schemas.measured import Affine
+from schemas.records import ObjectRecord
 from schemas.sealed import digest
 from tests.unit.infra.codec.spectra import Measured, cosine, drawn, standardised
 
