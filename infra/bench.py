@@ -12,6 +12,7 @@ from schemas.options import BenchOptions
 MEASUREMENTS = {
     "extract": "pipeline.bench_extract:measure",
     "loader": "trainer.bench_loader:measure",
+    "loss": "trainer.bench_loss:measure",
     "train": "trainer.bench_train:measure",
     "codec": "pipeline.bench_codec:measure",
     "memory": "pipeline.bench_memory:measure",

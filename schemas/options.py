@@ -146,7 +146,7 @@ class ExportOptions(StrictModel):
 
 
 class BenchOptions(StrictModel):
-    what: Literal["codec", "extract", "loader", "memory", "train"]
+    what: Literal["codec", "extract", "loader", "loss", "memory", "train"]
     """Which measurement."""
     images: str | None = None
     """Pictures to measure with; by default those of the quickstart."""
@@ -171,11 +171,15 @@ class BenchOptions(StrictModel):
     teacher: str = "teacher"
     """Whose set `loader` and `train` read; `codec` reads every one stored as fp16 if not said."""
     grid: Grid | None = None
-    """At which grid; needed where the teacher has several, but for `codec`."""
+    """At which grid; needed where the teacher has several, but for `codec`. The smaller one of
+    `loss`, by default 16."""
     students: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
     """Of `train`; by default timm's ViT-T, on a GPU EUPE's ViT-T, S and B."""
     batch_size: int | None = Field(None, ge=1)
-    """Of `train`, by default 16, on a GPU 256; of `codec`, whose speed goes with it, 64."""
+    """Of `train`, by default 16, on a GPU 256; of `loss`, 2 and 256; of `codec`, whose speed goes
+    with it, 64."""
+    channels: Annotated[tuple[int, ...], BeforeValidator(one_or_several)] = ()
+    """Of the features that `loss` is of; by default 256, on a GPU 1024, 1280 and 1536."""
     steps: int = Field(20, ge=1)
     """Of each run of `train`."""
     repeats: int = Field(3, ge=1)

@@ -32,8 +32,8 @@ def loss_and_gradient(
     terms: Terms,
     gradient: bool,
 ) -> Found:
-    """As twin.loss_and_gradient, of any two square grids of at most MOST_SIDE tokens a side;
-    `weight` is of the larger one's tokens."""
+    """As twin.loss_and_gradient, of any two square grids; `weight` is of the larger one's tokens.
+    Grids of more than MOST_SIDE tokens a side meet before the kernel."""
     if prediction.shape[1] == told.values.shape[1]:
         return row_kernel.loss_and_gradient(prediction, told, weight, share, scale, terms, gradient)
     rows, _, channels = prediction.shape
