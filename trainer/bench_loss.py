@@ -118,10 +118,11 @@ class LossBench:
         ]
         told = [Told("float", p.detach().half().flip(0), p.shape[2]) for p in predictions]
         ones = torch.ones(self._rows, device=self._device)
+        scales = torch.ones(len(widths), device=self._device)
         impl: Impl = "triton" if "ours" in self._providers else "twin"
 
         def losses() -> Tensor:
-            return cls_losses(predictions, told, ones, ones.sum(), ones[:3], False, impl)[0]
+            return cls_losses(predictions, told, ones, ones.sum(), scales, False, impl)[0]
 
         with torch.no_grad():
             forward = self._time(losses)

@@ -39,7 +39,16 @@ def cls_losses(
 
     Returns:
         [teachers], and float32 [2] counts as feature_loss, of all of them.
+
+    Raises:
+        ValueError: shapes that do not fit one another.
     """
+    shapes = [(len(weight), 1, each.channels) for each in told]
+    if [each.shape for each in predictions] != shapes or scales.shape != (len(shapes),):
+        raise ValueError(
+            f"the CLS losses of predictions of {[tuple(each.shape) for each in predictions]}, "
+            f"targets of {shapes} and scales of {tuple(scales.shape)}: one of each for a teacher"
+        )
     needs_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in predictions)
     losses, _, counts = _op(
         *(list(predictions), [each.values for each in told]),
