@@ -175,6 +175,8 @@ class BenchOptions(StrictModel):
     `loss`, by default 16."""
     students: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ()
     """Of `train`; by default timm's ViT-T, on a GPU EUPE's ViT-T, S and B."""
+    impls: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = ("auto",)
+    """Of the loss in `train`, as in `loss.impl`: each in turn."""
     batch_size: int | None = Field(None, ge=1)
     """Of `train`, by default 16, on a GPU 256; of `loss`, 2 and 256; of `codec`, whose speed goes
     with it, 64."""

@@ -37,11 +37,17 @@ CPU_BATCH, GPU_BATCH = 16, 256
 def measure(options: BenchOptions, terminal: Terminal) -> list[dict[str, object]]:
     """Interleaved repeats for each student. Raises ConfigError without a `cache`."""
     students = options.students or (GPU_STUDENTS if torch.cuda.is_available() else CPU_STUDENTS)
-    return [_measured(options, student, terminal) for student in students]
+    return [
+        _measured(options, student, impl, terminal)
+        for student in students
+        for impl in options.impls
+    ]
 
 
-def _measured(options: BenchOptions, student: str, terminal: Terminal) -> dict[str, object]:
-    config = config_of(options, student)
+def _measured(
+    options: BenchOptions, student: str, impl: str, terminal: Terminal
+) -> dict[str, object]:
+    config = config_of(options, student, impl)
     bench = TrainBench(config)
     runs = []
     for repeat in range(options.repeats):
@@ -52,6 +58,8 @@ def _measured(options: BenchOptions, student: str, terminal: Terminal) -> dict[s
     return {
         "case": f"{student}, batch {config.optim.batch_size}, {bench.precision}, "
         f"{bench.teachers}, {options.steps} steps",
+        "loss": impl,
+        "peak_mb": bench.peak_mb(),
         "share": round(statistics.median(shares), 4),
         "shares": [round(share, 4) for share in shares],
         **{name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]},
@@ -63,6 +71,8 @@ class TrainBench:
 
     def __init__(self, config: TrainConfig) -> None:
         self._device = pick_device().value
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self.precision = pick_precision(config.precision, self._device).value
         student = build_student(config.student.model, config.seed, config.student.arguments)
         set_up_training(student, config.student)
@@ -93,6 +103,12 @@ class TrainBench:
             "data_wait": streamed[1],
         }
 
+    def peak_mb(self) -> float | None:
+        """Most memory of the GPU that was taken at once so far."""
+        if self._device != "cuda":
+            return None
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+
     def _timed(self, batches: Iterator[Batch], steps: int) -> tuple[float, float]:
         """Rows per second, and the share of the time that the batches were waited for."""
         for _ in range(WARM_STEPS):
@@ -110,7 +126,7 @@ class TrainBench:
         return rows / seconds, waited / seconds
 
 
-def config_of(options: BenchOptions, student: str) -> TrainConfig:
+def config_of(options: BenchOptions, student: str, impl: str = "auto") -> TrainConfig:
     """The training whose step is timed. Raises ConfigError without a `cache`."""
     if options.cache is None:
         raise ConfigError("bench train reads a cache that is there: name it with --cache")
@@ -123,6 +139,7 @@ def config_of(options: BenchOptions, student: str) -> TrainConfig:
             "student": {"model": student},
             "teachers": {options.teacher: {"grids": options.grid and [options.grid]}},
             "optim": {"batch_size": options.batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)},
+            "loss": {"impl": impl},
             "precision": options.precision or "auto",
             "out": "nothing is written",
         },
