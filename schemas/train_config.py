@@ -70,6 +70,16 @@ class Augment(StrictModel):
     """Share of the rows; values from a half on are inverted."""
 
 
+class Reframe(StrictModel):
+    """Another part of the stored view, of what the student sees; teachers' grids are sampled alike,
+    which is not quite what they would have said. A function of (seed, epoch, row)."""
+
+    flip: float = Field(0.0, ge=0, le=1)
+    """Share of the rows that are mirrored."""
+    least_area: float = Field(1.0, gt=0, le=1)
+    """Parts are squares of an area drawn from here to 1, anywhere in the view."""
+
+
 class PatchLoss(StrictModel):
     cosine: float = Field(0.9, ge=0)
     smooth_l1: float = Field(0.1, ge=0)
@@ -153,6 +163,7 @@ class TrainConfig(StrictModel):
     """Which views of each image an epoch serves; `random`: one of them, another each epoch."""
     images: ImagesRoot = ImagesRoot()
     augment: Augment = Augment()
+    reframe: Reframe = Reframe()
     loss: Loss = Loss()
     head: Head = Head()
     optim: Optim = Optim()

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.keyed_hash import mix, subkey
 from schemas.train_config import Augment
 from trainer.batch import Batch
+from trainer.draws import Draws, Numbers, on_device
 
 JITTERED = 0.8
 """Share of the rows whose colours are jittered."""
@@ -29,7 +29,6 @@ SIGMAS_SEEN = 3
 LUMA = (0.299, 0.587, 0.114)
 FIXED_POINT = 2.0**24
 
-Draws = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 
@@ -38,7 +37,7 @@ def augment(batch: Batch, config: Augment, seed: int) -> Tensor:
     device; the uint8 pictures themselves where nothing is asked for."""
     if not any(config.model_dump().values()):
         return batch.pixels
-    draws = _Draws(batch, seed)
+    draws = _RowDraws(batch, seed)
     pixels = batch.pixels.float() / 255
     amount = config.color_jitter
     jittered = draws.chosen("jitter", JITTERED if amount else 0.0)
@@ -51,19 +50,12 @@ def augment(batch: Batch, config: Augment, seed: int) -> Tensor:
     return draws.changed(pixels, solarized, solarize)
 
 
-class _Draws:
-    """Numbers in [0, 1) of each row, made on the host: which rows are meant is then known there."""
+class _RowDraws(Draws):
+    """Which rows are meant is known on the host."""
 
     def __init__(self, batch: Batch, seed: int) -> None:
-        self._rows = batch.rows.numpy()
-        self._seed, self._epoch = seed, batch.epoch
+        super().__init__(batch, "augment", seed)
         self._device = batch.pixels.device
-        self._on_gpu = self._device.type == "cuda"
-
-    def of(self, what: str) -> Draws:
-        """One draw a row, for one purpose."""
-        words = mix(self._rows, subkey(b"augment", self._seed, self._epoch, what))
-        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def chosen(self, what: str, share: float) -> Rows:
         """The rows of the batch that something is done to."""
@@ -73,15 +65,11 @@ class _Draws:
         """A uniform draw in [low, high) for each of `rows`: float32 [rows, 1, 1, 1]."""
         return self.on_device(self.between(what, rows, low, high)).reshape(-1, 1, 1, 1)
 
-    def between(self, what: str, rows: Rows, low: float, high: float) -> Draws:
+    def between(self, what: str, rows: Rows, low: float, high: float) -> Numbers:
         return low + self.of(what)[rows] * (high - low)
 
-    def on_device(self, values: Draws | Rows) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if values.dtype == np.float64:
-            tensor = tensor.float()
-        # From memory that is not pinned, a copy would wait for the GPU.
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._on_gpu else tensor
+    def on_device(self, values: Numbers | Rows) -> Tensor:
+        return on_device(values, self._device)
 
     def changed(self, pixels: Tensor, rows: Rows, change: Callable[[Tensor], Tensor]) -> Tensor:
         """`pixels` with some rows changed."""
@@ -153,21 +141,21 @@ def blur(pixels: Tensor, kernel: Tensor) -> Tensor:
     return pixels
 
 
-def gaussian(sigma: Draws, radius: int) -> Draws:
+def gaussian(sigma: Numbers, radius: int) -> Numbers:
     """Kernels for `blur` of sigma [rows] in pixels."""
     distance = np.arange(radius + 1)
     weights = np.exp(-0.5 * (distance / sigma[:, None]) ** 2)
     return np.asarray(weights / (weights[:, :1] + 2 * weights[:, 1:].sum(1, keepdims=True)))
 
 
-def _jitter(pixels: Tensor, draws: _Draws, rows: Rows, amount: float) -> Tensor:
+def _jitter(pixels: Tensor, draws: _RowDraws, rows: Rows, amount: float) -> Tensor:
     pixels = brighten(pixels, draws.factors("brightness", rows, 1 - amount, 1 + amount))
     pixels = contrast(pixels, draws.factors("contrast", rows, 1 - amount, 1 + amount))
     pixels = saturate(pixels, draws.factors("saturation", rows, 1 - amount / 2, 1 + amount / 2))
     return turn_hue(pixels, draws.factors("hue", rows, -amount / 4, amount / 4))
 
 
-def _blur(pixels: Tensor, draws: _Draws, rows: Rows) -> Tensor:
+def _blur(pixels: Tensor, draws: _RowDraws, rows: Rows) -> Tensor:
     scale = pixels.shape[3] / SIGMA_PIXELS
     low, high = (sigma * scale for sigma in SIGMA)
     kernel = gaussian(draws.between("sigma", rows, low, high), math.ceil(SIGMAS_SEEN * high))

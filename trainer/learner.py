@@ -23,6 +23,7 @@ from trainer.losses.choice import choose
 from trainer.parallel import ALONE, Ranks, freeze_unused, unsynchronised
 from trainer.parts import parts_of
 from trainer.passes import Features, Learned, Terms, learn_part
+from trainer.reframe import reframe
 from trainer.stages import head_hidden
 from trainer.students import normalise
 
@@ -143,7 +144,7 @@ class Learner:
         config = self._config
         # What a student draws is another in each part and on each rank, as in one large batch.
         torch.manual_seed(subkey(b"step", config.seed, number, self._ranks.rank, index))
-        part = part.to(self._device)
+        part = reframe(part.to(self._device), config.reframe, config.seed)
         pixels = augment(part, config.augment, config.seed)
         return learn_part(
             self._student,

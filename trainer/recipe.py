@@ -16,6 +16,7 @@ FIELDS = {
     "student_grids",
     "views",
     "augment",
+    "reframe",
     "loss",
     "head",
     "optim",

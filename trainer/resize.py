@@ -52,12 +52,12 @@ def bicubic_matrix(source: int, target: int, device: torch.device, dtype: torch.
         matrix = torch.zeros(target, source, dtype=torch.float64)
         for tap in range(-1, 3):
             column = (left + tap).clamp(0, source - 1).long()
-            weight = _kernel((place - left - tap).abs())
+            weight = cubic((place - left - tap).abs())
             matrix.scatter_add_(1, column[:, None], weight[:, None])
         return matrix.to(device, dtype)
 
 
-def _kernel(distance: Tensor) -> Tensor:
+def cubic(distance: Tensor) -> Tensor:
     """Keys' cubic convolution kernel at distances in [0, 2]."""
     near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
     far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
