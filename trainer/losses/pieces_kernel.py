@@ -63,8 +63,7 @@ def coefficients(
     spread = tl.div_rn(far, CHANNELS + tl.zeros_like(far))
     known = long_p + long_t + pt + spread
     bad = ~(tl.abs(known) < float("inf"))
-    if DROP:
-        weight = tl.where(bad, 0.0, weight)
+    weight = tl.where(bad, 0.0 if DROP else float("nan"), weight)
     live = weight != 0.0
     short = (long_p <= _EPS) | (long_t <= _EPS)
     product = tl.where(short, 1.0, long_p * long_t)
@@ -72,7 +71,7 @@ def coefficients(
     loss = tl.where(live, (COSINE * (1.0 - cosine) + SMOOTH * spread) * weight, 0.0)
     share = weight * factor
     square = tl.where(short, 1.0, pp)
-    by_p = tl.where(short, 0.0, tl.div_rn(COSINE * cosine, square) * share)
+    by_p = tl.where(short, 0.0, tl.div_rn(COSINE * cosine, square)) * share
     by_t = tl.where(short, 0.0, tl.div_rn(-COSINE * share, product))
     return loss, by_p, by_t, SMOOTH / CHANNELS * share, short, bad, live
 

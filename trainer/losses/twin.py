@@ -29,7 +29,8 @@ class Terms(NamedTuple):
     beta: float = 1.0
     """Where smooth-L1 turns from quadratic to linear, in standard deviations; 0: it is |p - t|."""
     drop: bool = False
-    """Tokens that are not finite count as masked; else they make the loss and gradient NaN."""
+    """Tokens that are not finite, or whose products are not, count as masked; else they make the
+    loss and their gradient NaN."""
 
 
 class Found(NamedTuple):
@@ -77,8 +78,7 @@ def loss_and_gradient(
     long_p, long_t = p.norm(dim=-1), t.norm(dim=-1)
     inner = (p * t).sum(-1)
     finite = (long_p + long_t + inner + spread).isfinite()
-    if terms.drop:
-        weight = torch.where(finite, weight, 0.0)
+    weight = torch.where(finite, weight, 0.0 if terms.drop else torch.nan)
     short = (long_p <= EPS) | (long_t <= EPS)
     cosine = torch.where(short, 0.0, inner / (long_p * long_t))
     tokens = terms.cosine * (1 - cosine) + terms.smooth_l1 * spread
