@@ -176,7 +176,7 @@ def gone_back_once(ctx: Any) -> None:
 def rescaled(gradient: Tensor, by: Tensor) -> Tensor:
     """`gradient` times the scalar `by`, in place."""
     if type(gradient) is not Tensor:  # being traced, where others might look at it as well
-        return gradient * by.to(gradient)
+        return gradient * by
     if gradient.is_cuda and find_spec("triton") is not None:
         from trainer.losses.rescale_kernel import rescale
 
