@@ -25,6 +25,7 @@ def meet(
     gradient: bool,
 ) -> Found:
     """As `equal`, of any two square grids; `weight` is of the larger one's tokens."""
+    prediction = prediction.detach()  # or torch.compile would derive a backward of its own
     exact = torch.promote_types(prediction.dtype, torch.float32)
     if prediction.shape[1] == told.values.shape[1]:
         return equal(prediction, told, weight, share, scale, terms, gradient)
