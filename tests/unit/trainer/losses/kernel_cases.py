@@ -1,0 +1,102 @@
+"""The GPU's kernels in Triton's interpreter; `test_row_kernel.py` runs these in a process of their
+own, because whether a kernel is interpreted is decided when it is made."""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.trainer.losses.cases import FORMS, TERMS, WIDTHS, case_of
+from tests.unit.trainer.losses.definition import CHECKS, verify
+from trainer.losses import rescale_kernel
+from trainer.losses.rescale_kernel import BLOCK, rescale
+from trainer.losses.row_kernel import loss_and_gradient
+
+pytestmark = [
+    pytest.mark.unit,
+    # The interpreter computes with NumPy, which warns of the NaN that a test is about.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+GUARD = 4096
+TRUNCATED = 2.0**-7
+"""What the interpreter may lose of a bfloat16 when it stores one: a GPU rounds to the nearest."""
+DTYPES = {torch.float32: None, torch.float16: None, torch.bfloat16: TRUNCATED}
+
+
+@pytest.fixture(autouse=True)
+def _buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Are full of NaN when they are made, so that a place that nobody wrote shows; and so is what
+    follows them, which must stay so."""
+    behind: list[Tensor] = []
+
+    def poisoned(like: Tensor) -> Tensor:
+        whole = torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype)
+        behind.append(whole[like.numel() :])
+        return whole[: like.numel()].view(like.shape)
+
+    def empty(*shape: Any, **options: Any) -> Tensor:
+        return poisoned(function(*shape, **options))
+
+    def new_empty(self: Tensor, *shape: Any, **options: Any) -> Tensor:
+        found = method(self, *shape, **options)
+        return found if options else poisoned(found)  # the interpreter's own has options
+
+    function, method = torch.empty, Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
+    yield
+    assert all(each.isnan().all() for each in behind)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", ["float16", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("channels", WIDTHS)
+def test_row_kernel__equals_the_formulas(channels: int, form: str, dtype: torch.dtype) -> None:
+    verify(loss_and_gradient, case_of(FORMS[form], dtype, channels), DTYPES[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("channels", [7, 768, 1664])
+def test_row_kernel__equals_the_formulas_of_every_form(channels: int, form: str) -> None:
+    verify(loss_and_gradient, case_of(FORMS[form], torch.float32, channels))
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("channels", [7, 1664])
+def test_row_kernel__equals_the_formulas_of_every_term(channels: int, terms: str) -> None:
+    verify(loss_and_gradient, case_of(FORMS["int8"], torch.float32, channels, TERMS[terms]))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_row_kernel__is_as_defined(check: str) -> None:
+    CHECKS[check](loss_and_gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
+def test_rescale__multiplies(count: int, dtype: torch.dtype) -> None:
+    values = torch.randn(count).to(dtype)
+    before = values.double()
+    rescale(values, torch.tensor(3.0))
+    rounding = DTYPES[dtype] or 2.0**-11
+    torch.testing.assert_close(values.double(), 3 * before, rtol=rounding, atol=0)
+
+
+def test_rescale__by_1_leaves_every_bit() -> None:
+    values = torch.tensor([math.nan, -math.nan, math.inf, -0.0, 1e-42]).repeat(500)
+    before = values.view(torch.int32).clone()
+    rescale(values, torch.tensor(1.0))
+    assert torch.equal(values.view(torch.int32), before)
+
+
+def test_rescale__comes_round_where_programs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescale_kernel, "PROGRAMS", 2)
+    values = torch.ones(5 * BLOCK + 3)
+    rescale_kernel.rescale(values, torch.tensor(3.0))
+    assert (values == 3).all()
