@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +25,9 @@ class Build:
     capability: int
     """90 is an H100 or H200, 80 an A100."""
     warps: int
-    types: dict[str, str]
-    """Of its arguments as Triton writes them; what is not named is an i32, and a name in capitals a
-    constant."""
+    types: Mapping[str, str | list[str]]
+    """Of its arguments as Triton writes them, of a tuple those of its parts; what is not named is
+    an i32, and a name in capitals a constant."""
     constants: dict[str, Any]
     divisible: list[str] = field(default_factory=list)
     """Numbers that 16 divides, as it does every address."""
@@ -76,20 +76,31 @@ def _compile(build: Build) -> Compiled:
     module, name = build.kernel.split(":")
     kernel = getattr(import_module(module), name)
     signature = {
-        name: "constexpr" if name.isupper() else build.types.get(name, "i32")
+        name: "constexpr" if name.isupper() else _typed(build.types.get(name, "i32"))
         for name in kernel.arg_names
     }
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (name, type_) in enumerate(signature.items())
-        if type_.startswith("*") or name in build.divisible
-    }
+    constants = {name: _typed(value) for name, value in build.constants.items()}
+    attributes = {place: [["tt.divisibility", 16]] for place in _divisible(build, signature)}
     made = triton.compile(
-        ASTSource(fn=kernel, signature=signature, constexprs=build.constants, attrs=attributes),
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", build.capability, 32),
         options={"num_warps": build.warps},
     )
     return Compiled(*_usage(made.asm["cubin"]), made.asm["ptx"])
+
+
+def _typed(value: Any) -> Any:
+    """JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _divisible(build: Build, signature: Mapping[str, Any]) -> Iterator[tuple[int, ...]]:
+    """Where what 16 divides stands among the arguments."""
+    for place, (name, type_) in enumerate(signature.items()):
+        if isinstance(type_, tuple):
+            yield from ((place, part) for part in range(len(type_)))
+        elif type_.startswith("*") or name in build.divisible:
+            yield (place,)
 
 
 def _usage(cubin: bytes) -> tuple[int, int, int]:

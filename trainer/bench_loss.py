@@ -102,7 +102,7 @@ class LossBench:
                     "ms": round(1e3 * statistics.median(seconds), 4),
                     "fastest_ms": round(1e3 * seconds[0], 4),
                     "slowest_ms": round(1e3 * seconds[-1], 4),
-                    "share_of_copy": round(speed / self._copied, 4),
+                    "share_of_copy": float(f"{speed / self._copied:.4g}"),
                     "peak_mb": self._peak_mb(self._providers[name], case, sets[0]),
                     **errors[name],
                 }

@@ -15,6 +15,8 @@ from trainer.resize import bicubic_matrix, side_of
 
 LEAST = 16
 """Rows and columns of what the tensor cores multiply."""
+MOST_CHUNK = 64
+"""Channels at a time: with 128 a thread needs up to 187 registers, with 64 at most 128."""
 MOST_SIDE = 64
 TAPS = 4
 """Rows that a row of a bicubic resize is made of."""
@@ -50,12 +52,35 @@ def loss_and_gradient(
     values = told.values.view(torch.int8) if told.code == "int8" else told.values
     scales = values if told.scales is None else told.scales
     factors = (told.factor, told.shift) if told.factor is not None else (weight, weight)
-    chunk = min(triton.next_power_of_2(max(channels, LEAST)), 4096 // _tile(large))
     read: tuple[Any, ...] = (prediction, values, scales, *factors, window.matrix, window.tops)
     strides = (*prediction.stride()[:2], *values.stride()[:2], *scales.stride()[:2])
-    constants: dict[str, Any] = {
-        "CHANNELS": channels,
-        "CHUNK": chunk,
+    constants = constants_of(told, small, large, terms)
+    large_row_kernel[(programs,)](
+        *(*read, weight, share, scale, losses, counts, found, told_by, programs),
+        *(*strides, *weight.stride()),
+        MINE_SMALLER=mine_smaller,
+        COSINE=terms.cosine,
+        DROP=terms.drop,
+        GRADIENT=gradient,
+        UNIT=prediction.dtype == torch.float16,
+        **constants,
+        num_warps=WARPS,
+    )
+    if gradient and mine_smaller:
+        small_row_kernel[(rows * small, -(-channels // constants["CHUNK"]))](
+            *(*read, window.ends, told_by, weight, found, rows * large**2),
+            *(*strides, *weight.stride()),
+            **constants,
+            num_warps=WARPS,
+        )
+    return Found(losses.sum(), found, counts.sum(1))
+
+
+def constants_of(told: Told, small: int, large: int, terms: Terms) -> dict[str, Any]:
+    """Those that both kernels have."""
+    return {
+        "CHANNELS": told.channels,
+        "CHUNK": min(triton.next_power_of_2(max(told.channels, LEAST)), MOST_CHUNK),
         "LARGE": large,
         "SMALL": small,
         "LARGE_TILE": _tile(large),
@@ -67,25 +92,7 @@ def loss_and_gradient(
         "PRECISION": PRECISION,
         "SMOOTH": terms.smooth_l1,
         "BETA": terms.beta,
-        "num_warps": WARPS,
     }
-    large_row_kernel[(programs,)](
-        *(*read, weight, share, scale, losses, counts, found, told_by, programs),
-        *(*strides, *weight.stride()),
-        MINE_SMALLER=mine_smaller,
-        COSINE=terms.cosine,
-        DROP=terms.drop,
-        GRADIENT=gradient,
-        UNIT=prediction.dtype == torch.float16,
-        **constants,
-    )
-    if gradient and mine_smaller:
-        small_row_kernel[(rows * small, -(-channels // chunk))](
-            *(*read, window.ends, told_by, weight, found, rows * large**2),
-            *(*strides, *weight.stride()),
-            **constants,
-        )
-    return Found(losses.sum(), found, counts.sum(1))
 
 
 class _Window(NamedTuple):

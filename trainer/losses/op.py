@@ -121,7 +121,9 @@ def _op(
     told = Told(_CODES[code], values, channels, scales, factor, shift)
     terms = Terms(cosine, smooth_l1, beta, drop)
     share = share_of(total, weight.shape[1])
-    loss_and_gradient = implementation(IMPLS[impl])
+    # No kernel has float64.
+    chosen = IMPLS[impl] if prediction.dtype != torch.float64 else "twin"
+    loss_and_gradient = implementation(chosen)
     with torch.cuda.device_of(prediction):  # type: ignore[no-untyped-call]
         found = loss_and_gradient(prediction, told, weight, share, scale, terms, needs_gradient)
     return found.loss, found.gradient, found.counts

@@ -56,11 +56,16 @@ class Case(NamedTuple):
 
 
 def case_of(
-    form: Form, dtype: torch.dtype, channels: int, terms: Terms = PATCH, seed: int = 0
+    form: Form,
+    dtype: torch.dtype,
+    channels: int,
+    terms: Terms = PATCH,
+    seed: int = 0,
+    tokens: int | None = None,
 ) -> Case:
     """Two rows of a few tokens, more where a kernel's program has many; a quarter has weight 0."""
     random = torch.Generator().manual_seed(1000 * channels + seed)
-    rows, tokens = 2, 2 if channels > 64 else 37
+    rows, tokens = 2, tokens or (2 if channels > 64 else 37)
     weight = torch.tensor(WEIGHTS).repeat(rows * tokens)[: rows * tokens].view(rows, tokens)
     dead = weight == 0
     prediction = torch.randn(rows, tokens, channels, generator=random)

@@ -14,7 +14,8 @@ pytestmark = [
 
 
 @pytest.mark.timeout(900)  # some 30 seconds of a core, of which it may have a small share
-def test_kernels__interpreted_are_as_defined() -> None:
-    cases = str(Path(__file__).with_name("kernel_cases.py"))
-    told = run("-m", "pytest", "-q", "-p", "no:cacheprovider", cases, TRITON_INTERPRET="1")
+@pytest.mark.parametrize("cases", ["row", "resize", "cls"])
+def test_kernels__interpreted_are_as_defined(cases: str) -> None:
+    file = str(Path(__file__).with_name(f"{cases}_cases.py"))
+    told = run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, TRITON_INTERPRET="1")
     assert " passed" in told

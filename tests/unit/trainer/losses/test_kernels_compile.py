@@ -4,8 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.aot import Build, compile_ahead
+from tests.unit.trainer.losses.cases import PATCH
+from trainer.losses.told import Told
 
 pytestmark = [
     pytest.mark.unit,
@@ -92,5 +95,65 @@ def test_rescale_kernel__compiles_to_wide_loads_and_no_spills(tmp_path: Path) ->
     for found in compile_ahead(builds, tmp_path / "triton"):
         assert (found.stack, found.local) == (0, 0)
         assert found.registers <= 32
+        assert ".f64" not in found.ptx
+        assert "ld.global.v4" in found.ptx
+
+
+GRIDS = [(16, 24), (24, 32), (16, 32), (8, 16)]
+RESIZE_REGISTERS = 128
+"""Of a thread at most: two programs of eight warps share a processor then."""
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_resize_kernels__compile_to_tensor_cores_and_no_spills(
+    capability: int, tmp_path: Path
+) -> None:
+    from trainer.losses.fused_resize import WARPS, constants_of
+
+    floats = (
+        *("factors", "shifts", "matrix", "weights", "share", "by"),
+        *("losses", "counts", "told_by"),
+    )
+    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(("prediction", "gradient"), "*bf16")
+    types |= {"values": "*i8", "scales": "*fp16", "tops": "*i32", "ends": "*i32"}
+    own = {"MINE_SMALLER", "COSINE", "DROP", "GRADIENT", "UNIT"}
+    told = Told("int8", torch.empty(0), 1536, torch.empty(0))
+    builds = []
+    for small, large in GRIDS:
+        common = constants_of(told, small, large, PATCH)
+        more = dict.fromkeys(own, False) | {"COSINE": 0.9, "GRADIENT": True}
+        for kernel, constants in (
+            ("large_row_kernel", {**common, **more}),
+            ("large_row_kernel", {**common, **more, "MINE_SMALLER": True}),
+            ("small_row_kernel", common),
+        ):
+            divisible = ["p_row", "p_token", "t_row", "t_token"]
+            name = f"trainer.losses.resize_kernel:{kernel}"
+            builds.append(Build(name, capability, WARPS, types, constants, divisible))
+    for build, found in zip(builds, compile_ahead(builds, tmp_path / "triton")):
+        assert (found.stack, found.local) == (0, 0), build
+        assert found.registers <= RESIZE_REGISTERS, build
+        assert ".f64" not in found.ptx, build
+        assert "mma" in found.ptx, build
+        assert "atom" not in found.ptx, build
+
+
+def test_cls_kernel__compiles_to_wide_loads_and_no_spills(tmp_path: Path) -> None:
+    from trainer.losses.cls_kernel import WARPS
+
+    widths = (1024, 1280, 1536)
+    each = {"predictions": "*bf16", "values": "*fp16", "gradients": "*bf16", "p_rows": "i32"}
+    each |= {"factors": "*fp32", "shifts": "*fp32", "t_rows": "i32"}
+    types: dict[str, str | list[str]] = {name: [type_] * 3 for name, type_ in each.items()}
+    types |= dict.fromkeys(("weights", "share", "scales", "losses", "counts"), "*fp32")
+    constants = {"WIDTHS": widths, "TILES": (1024, 2048, 2048), "AFFINE": False, "DROP": False}
+    constants |= {"GRADIENT": True, "UNIT": False}
+    builds = [
+        Build("trainer.losses.cls_kernel:cls_kernel", capability, WARPS, types, constants)
+        for capability in (80, 90)
+    ]
+    for found in compile_ahead(builds, tmp_path / "triton"):
+        assert (found.stack, found.local) == (0, 0)
+        assert found.registers <= 128
         assert ".f64" not in found.ptx
         assert "ld.global.v4" in found.ptx
