@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.trainer.losses.cases import FORMS, case_of
-from tests.unit.trainer.losses.interpreted import DTYPES, MARKS, buffers  # noqa: F401
+from tests.unit.trainer.losses.interpreted import DEVICE, DTYPES, MARKS, buffers, moved  # noqa: F401
 from trainer.losses.cls_op import cls_losses
 from trainer.losses.op import Impl
 from trainer.losses.told import Told
@@ -41,11 +41,14 @@ def took(
     predictions: Sequence[Tensor], told: Sequence[Told], impl: Impl, drop: bool = False
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses, counts and gradients."""
-    leaves = [each.clone().requires_grad_() for each in predictions]
-    scales = torch.tensor([1.0, 2.0, 0.5, 3.0])
-    losses, counts = cls_losses(leaves, told, WEIGHT, WEIGHT.sum(), scales, drop, impl)
+    device = DEVICE if impl == "triton" else "cpu"
+    leaves = [each.to(device).clone().requires_grad_() for each in predictions]
+    told = [moved(each, device) for each in told]
+    weight, scales = WEIGHT.to(device), torch.tensor([1.0, 2.0, 0.5, 3.0], device=device)
+    losses, counts = cls_losses(leaves, told, weight, weight.sum(), scales, drop, impl)
     losses.sum().backward()
-    return losses.detach(), counts, [each.grad for each in leaves if each.grad is not None]
+    gradients = [each.grad.cpu() for each in leaves if each.grad is not None]
+    return losses.detach().cpu(), counts.cpu(), gradients
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -83,6 +86,8 @@ def test_cls_kernel__twice_gives_the_same_bits_and_without_a_gradient_the_same_l
     again = took(*given, "triton")
     assert torch.equal(losses, again[0])
     assert all(torch.equal(one, other) for one, other in zip(gradients, again[2]))
-    ones = torch.ones(len(WIDTHS))
-    alone, _ = cls_losses(*given, WEIGHT, WEIGHT.sum(), ones, False, "triton")
-    assert torch.equal(alone, losses)
+    with torch.no_grad():
+        weight, ones = WEIGHT.to(DEVICE), torch.ones(len(WIDTHS), device=DEVICE)
+        predictions, told = ([moved(each, DEVICE) for each in some] for some in given)
+        alone, _ = cls_losses(predictions, told, weight, weight.sum(), ones, False, "triton")
+    assert torch.equal(alone.cpu(), losses)

@@ -1,15 +1,20 @@
-"""What the cases that Triton interprets have in common: whether a kernel is interpreted is decided
-when it is made, so they run in a process of their own."""
+"""What the kernels' cases have in common. They run in a process of their own, because whether a
+kernel is interpreted is decided when it is made: in Triton's interpreter, or on a GPU."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-assert os.environ.get("TRITON_INTERPRET") == "1"
+from trainer.losses.told import Told
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+assert INTERPRETED or torch.cuda.is_available()
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
 MARKS = [
     pytest.mark.unit,
@@ -17,7 +22,7 @@ MARKS = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 GUARD = 4096
-TRUNCATED = 2.0**-7
+TRUNCATED = 2.0**-7 if INTERPRETED else None
 """What the interpreter may lose of a bfloat16 when it stores one: a GPU rounds to the nearest."""
 DTYPES = {torch.float32: None, torch.float16: None, torch.bfloat16: TRUNCATED}
 
@@ -29,7 +34,7 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     behind: list[Tensor] = []
 
     def poisoned(like: Tensor) -> Tensor:
-        whole = torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype)
+        whole = torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype, device=like.device)
         behind.append(whole[like.numel() :])
         return whole[: like.numel()].view(like.shape)
 
@@ -45,3 +50,24 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
     yield
     assert all(each.isnan().all() for each in behind)
+
+
+def there(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with all it is given on the device, and all it gives from there."""
+
+    def called(*arguments: Any) -> Any:
+        return moved(function(*(moved(each, DEVICE) for each in arguments)), "cpu")
+
+    return called if DEVICE == "cuda" else function
+
+
+def moved(value: Any, device: str) -> Any:
+    """Every tensor of a named tuple or a Told; strides as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(moved(each, device) for each in value))
+    if isinstance(value, Told):
+        tensors = ("values", "scales", "factor", "shift")
+        return replace(value, **{name: moved(getattr(value, name), device) for name in tensors})
+    return value

@@ -8,17 +8,20 @@ import torch
 
 from tests.unit.trainer.losses.cases import FORMS, PATCH, TERMS, WEIGHTS, Case, case_of
 from tests.unit.trainer.losses.definition import assert_equal, error
-from tests.unit.trainer.losses.interpreted import DTYPES, MARKS, buffers  # noqa: F401
+from tests.unit.trainer.losses.interpreted import DEVICE, DTYPES, MARKS, buffers, there  # noqa: F401
 from trainer.losses import fused_resize, row_kernel, twin
-from trainer.losses.fused_resize import loss_and_gradient
 from trainer.losses.meet import meet
 from trainer.losses.twin import Found, Terms
 
 pytestmark = MARKS
 
+loss_and_gradient = there(fused_resize.loss_and_gradient)
+one_grid = there(row_kernel.loss_and_gradient)
+
 PAIRS = [(2, 3), (3, 2), (4, 6), (6, 4), (1, 3), (3, 1), (5, 3), (3, 5), (4, 8), (8, 4)]
 """Tokens a side of prediction and target; 8 to 16 and 16 to 24 have these ratios."""
-ERROR = 5e-6
+ERROR = 5e-6 if DEVICE == "cpu" else 2e-3
+"""A GPU resizes in TF32, of ten bits."""
 
 
 def case_of_grids(
@@ -62,7 +65,7 @@ def check(case: Case) -> None:
     found, true = loss_and_gradient(*case, True), exact(case)
     dtype = case.prediction.dtype
     rounding = DTYPES[dtype] or (2.0**-11 if dtype == torch.float16 else 0.0)
-    assert found.loss.item() == pytest.approx(true.loss.item(), rel=2e-6)
+    assert found.loss.item() == pytest.approx(true.loss.item(), rel=ERROR)
     assert error(found.gradient, true.gradient, rounding, 2.0**-25 if rounding else 0.0) < ERROR
     assert found.counts.tolist() == true.counts.tolist()
     assert found.gradient.dtype == dtype
@@ -134,10 +137,10 @@ def test_grids__alone_and_twice_give_the_same_bits(grids: tuple[int, int]) -> No
 
 def test_grids__of_one_size_or_too_large_go_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     same = case_of_grids(3, 3, "int8", torch.float32, 20)
-    assert_equal(loss_and_gradient(*same, True), row_kernel.loss_and_gradient(*same, True))
+    assert_equal(loss_and_gradient(*same, True), one_grid(*same, True))
     monkeypatch.setattr(fused_resize, "MOST_SIDE", 2)
     case = case_of_grids(2, 3, "int8", torch.float32, 20)
-    found, other = loss_and_gradient(*case, True), meet(row_kernel.loss_and_gradient, *case, True)
+    found, other = loss_and_gradient(*case, True), meet(one_grid, *case, True)
     torch.testing.assert_close(found.gradient, other.gradient, atol=1e-8, rtol=1e-5)
     assert torch.equal(found.loss, other.loss)
 

@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.unit.trainer.losses.cases import FORMS, TERMS, WIDTHS, case_of
 from tests.unit.trainer.losses.definition import CHECKS, verify
-from tests.unit.trainer.losses.interpreted import DTYPES, MARKS, buffers  # noqa: F401
-from trainer.losses import rescale_kernel
-from trainer.losses.rescale_kernel import BLOCK, rescale
-from trainer.losses.row_kernel import loss_and_gradient
+from tests.unit.trainer.losses.interpreted import DEVICE, DTYPES, MARKS, buffers, there  # noqa: F401
+from trainer.losses import rescale_kernel, row_kernel
+from trainer.losses.rescale_kernel import BLOCK
 
 pytestmark = MARKS
+
+loss_and_gradient = there(row_kernel.loss_and_gradient)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,12 +41,18 @@ def test_row_kernel__is_as_defined(check: str) -> None:
     CHECKS[check](loss_and_gradient)
 
 
+def rescaled(values: Tensor, by: float) -> Tensor:
+    values = values.to(DEVICE)
+    rescale_kernel.rescale(values, torch.tensor(by, device=DEVICE))
+    return values.cpu()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
 def test_rescale__multiplies(count: int, dtype: torch.dtype) -> None:
     values = torch.randn(count).to(dtype)
     before = values.double()
-    rescale(values, torch.tensor(3.0))
+    values = rescaled(values, 3.0)
     rounding = DTYPES[dtype] or 2.0**-11
     torch.testing.assert_close(values.double(), 3 * before, rtol=rounding, atol=0)
 
@@ -52,12 +60,10 @@ def test_rescale__multiplies(count: int, dtype: torch.dtype) -> None:
 def test_rescale__by_1_leaves_every_bit() -> None:
     values = torch.tensor([math.nan, -math.nan, math.inf, -0.0, 1e-42]).repeat(500)
     before = values.view(torch.int32).clone()
-    rescale(values, torch.tensor(1.0))
-    assert torch.equal(values.view(torch.int32), before)
+    assert torch.equal(rescaled(values, 1.0).view(torch.int32), before)
 
 
 def test_rescale__comes_round_where_programs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescale_kernel, "PROGRAMS", 2)
     values = torch.ones(5 * BLOCK + 3)
-    rescale_kernel.rescale(values, torch.tensor(3.0))
-    assert (values == 3).all()
+    assert (rescaled(values, 3.0) == 3).all()
