@@ -1,4 +1,4 @@
-"""Isolation for every test, and the order of the tiers."""
+"""Isolation for every test, the order of the tiers, and what each of several processes runs."""
 
 import os
 import random
@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:  # only the tests of S3 need what it imports
+    from xdist.remote import Producer
+
     from tests.s3server import FaultyGateway, S3Server
+    from tests.shares import Shares
 
 # Read when the libraries are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as infra/cli.py has it
+# Else its idle threads spin for 30 ms after every product, on cores that other tests run on.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 TIERS = ("unit", "contract", "fault", "integration")
 """Folders of `tests`, the fast ones first; each is also a marker."""
@@ -28,7 +32,7 @@ settings.register_profile("teachonce", derandomize=True, deadline=None, database
 settings.load_profile("teachonce")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def tier(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
@@ -36,6 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier(item) in TIERS:
             item.add_marker(tier(item))
     items.sort(key=lambda item: (*TIERS, tier(item)).index(tier(item)))
+    if hasattr(config, "workerinput"):  # one of several processes
+        from tests.shares import longest_first
+
+        longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Shares":
+    from tests.shares import Shares
+
+    return Shares(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +59,8 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     random.seed(0)
-    np.random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from schemas.strict import parse
 from schemas.train_config import TrainConfig
 from tests.caches import Quiet
 from trainer import train
+from trainer.curves import Curves
 
 STEPS = 12
 SMALL_PROXY = {"depth": 1, "embed_dim": 64, "num_heads": 2}
@@ -32,10 +35,14 @@ class Run(NamedTuple):
     result: dict[str, Any]
 
 
-def train_here(cache: Path, out: Path, **changes: Any) -> Run:
+def train_here(cache: Path, out: Path, draws: bool = False, **changes: Any) -> Run:
+    """Without its curves unless they are looked at: to draw them takes longer than to train."""
     terminal = Quiet()
     config = parse(TrainConfig, settings(cache, out, **changes), "test")
-    return Run(out, terminal.lines, train.run(config, terminal).result)
+    with pytest.MonkeyPatch.context() as patch:
+        if not draws:
+            patch.setattr(Curves, "draw", lambda self: None)
+        return Run(out, terminal.lines, train.run(config, terminal).result)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ def test_multires__begins_with_the_students_weights_and_heads_and_draws_grids(
     done = train_here(
         proxy_cache,
         stages / "multires",
+        draws=True,
         stage="multires",
         student={"model": "timm:test_vit", "init": str(fixed.out)},
         student_grids=[2, 3, 4],
