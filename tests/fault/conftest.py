@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pipeline.describe
 import pipeline.extract
 import pipeline.lease
 import pipeline.repair
@@ -28,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 
 @pytest.fixture
 def commands(made: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[Commands]:
-    for module in (pipeline.extract, pipeline.worker, pipeline.repair):
+    for module in (pipeline.describe, pipeline.worker, pipeline.repair):
         monkeypatch.setattr(module, "load_teacher", made.load_teacher)
     for module in (pipeline.extract, pipeline.worker, pipeline.verify, gc, snapshots):
         monkeypatch.setattr(module, "open_store", made.open_store)
