@@ -200,3 +200,35 @@ def test_pipeline_encode__a_cls_vector_beyond_float16_marks_its_row(value: float
     found = encode(plain("variable4.pca"), vectors, tokens())
     assert found.finite.tolist() == [True, False, True, True]
     assert np.array_equal(found.tokens, encode(plain("variable4.pca"), None, tokens()).tokens)
+
+
+@pytest.mark.gpu
+@every_codec
+def test_encode__on_a_gpu_gives_the_same_bytes(label: str) -> None:
+    here, there = (codec(label).encode(each) for each in (tokens(), tokens().cuda()))
+    assert torch.equal(there.stored.cpu(), here.stored)
+    assert torch.equal(there.saturated.cpu(), here.saturated)
+
+
+@pytest.mark.gpu
+@every_codec
+def test_decode__on_a_gpu_gives_the_same_values(label: str) -> None:
+    stored = codec(label).encode(tokens()).stored
+    rotated, decoded = (
+        method(stored.cuda(), TOKENS).cpu()
+        for method in (codec(label).rotated, codec(label).decode)
+    )
+    assert torch.equal(rotated, codec(label).rotated(stored, TOKENS))
+    torch.testing.assert_close(decoded, codec(label).decode(stored, TOKENS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@every_codec
+def test_encode__on_a_gpu_of_what_is_at_the_edges(label: str) -> None:
+    """Zeros of both signs, tokens of one value, one value alone, the largest and the smallest."""
+    edges = torch.zeros(1, TOKENS, CHANNELS)
+    edges[0, 0] = -0.0
+    edges[0, 1], edges[0, 2], edges[0, 3] = 1.0, LARGEST, 6e-8
+    edges[0, 4, 5], edges[0, 5, 5], edges[0, 6] = LARGEST, 1e-30, tokens()[0, 0]
+    here, there = (codec(label).encode(each) for each in (edges, edges.cuda()))
+    assert torch.equal(there.stored.cpu(), here.stored)
