@@ -95,8 +95,8 @@ class Loss(StrictModel):
     many there were is logged."""
     impl: Literal["auto", "twin", "compiled", "triton", "fused"] = "auto"
     """`twin` is plain PyTorch, `compiled` the same through torch.compile, `triton` one pass on a
-    GPU once grids are of one size, `fused` one pass of any two grids, and `auto` is `triton` where
-    there are a GPU and Triton, else `twin`."""
+    GPU once grids are of one size, `fused` a kernel that resizes as well, and `auto` is `triton`
+    where there are a GPU and Triton, else `twin`."""
 
 
 class Head(StrictModel):

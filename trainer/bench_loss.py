@@ -1,8 +1,8 @@
 """How long the loss takes, forward and backward, beside the speed at which memory can be copied.
 
 The bytes counted are those of one pass: predictions and codes read once, gradients written once.
-What the GPU can copy in the same run, read and written, is what they are held to. Each way is
-checked against float64 on some of the rows before it is timed; all ways are timed in turn in each
+What the GPU can copy in the same run, read and written, is what they are held to. Each way's error
+against float64, on some of the rows, stands beside its time; all ways are timed in turn in each
 repeat, over three sets of inputs so that no cache holds them.
 """
 
@@ -86,6 +86,7 @@ class LossBench:
         sets = [made_up(case, self._rows, self._dtype, self._device, seed) for seed in range(SETS)]
         names = self._taking_part(case)
         errors = {name: self._error(self._providers[name], sets[0]) for name in names}
+        torch.compiler.reset()
         times: dict[str, list[float]] = {name: [] for name in names}
         for _, name in itertools.product(range(self._repeats), names):
             turns = _turns(self._providers[name], sets, case.backward)
@@ -114,19 +115,25 @@ class LossBench:
         """The CLS losses of three teachers at once, and a backward that has nothing to scale."""
         widths = GPU_CHANNELS if self._device == "cuda" else (64, 128, 256)
         predictions = [
-            torch.randn((self._rows, 1, w), device=self._device).requires_grad_() for w in widths
+            torch.randn((self._rows, 1, w), device=self._device, dtype=self._dtype).requires_grad_()
+            for w in widths
         ]
         told = [Told("float", p.detach().half().flip(0), p.shape[2]) for p in predictions]
         ones = torch.ones(self._rows, device=self._device)
-        scales = torch.ones(len(widths), device=self._device)
+        total, scales = ones.sum(), torch.ones(len(widths), device=self._device)
         impl: Impl = "triton" if "ours" in self._providers else "twin"
 
         def losses() -> Tensor:
-            return cls_losses(predictions, told, ones, ones.sum(), scales, False, impl)[0]
+            return cls_losses(predictions, told, ones, total, scales, False, impl)[0]
+
+        def both_ways() -> None:
+            for each in predictions:
+                each.grad = None
+            losses().sum().backward()  # type: ignore[no-untyped-call]
 
         with torch.no_grad():
             forward = self._time(losses)
-        both = self._time(lambda: losses().sum().backward())  # type: ignore[no-untyped-call]
+        both = self._time(both_ways)
         return [
             {
                 "case": f"CLS of 3 teachers{what}",
@@ -176,9 +183,10 @@ class LossBench:
     def _time(self, call: Callable[[], object]) -> float:
         """Seconds of one call, the median of as many as a repeat takes."""
         if self._device == "cuda":
-            from triton.testing import do_bench
+            from triton.testing import do_bench_cudagraph
 
-            return float(do_bench(call, rep=RUN_MS, return_mode="median")) / 1e3
+            # From a graph, because starting so short kernels one by one takes longer than they do.
+            return float(do_bench_cudagraph(call, rep=RUN_MS, return_mode="median")) / 1e3
         call()
         start = time.perf_counter()
         call()

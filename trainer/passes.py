@@ -80,7 +80,9 @@ def learn_part(
         cls, tokens = student(pixels)
     leaves: dict[Kind, Tensor] = {"cls": _leaf(cls), "tokens": _leaf(tokens)}
     rows = Weighing(part.weight, terms.total)
-    scales = torch.tensor([factor * terms.scale for factor in terms.factors.values()])
+    factors = [factor * terms.scale for factor in terms.factors.values()]
+    # From memory that is not pinned, a copy would wait for the GPU.
+    scales = torch.tensor(factors, pin_memory=pixels.is_cuda)
     scale = dict(zip(terms.factors, scales.to(pixels.device, non_blocking=True)))
     shares: Parts = {name: {} for name in terms.factors}
     counts = torch.zeros(2, device=pixels.device)

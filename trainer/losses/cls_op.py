@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from trainer.losses.meet import LossAndGradient
-from trainer.losses.op import IMPLS, Impl, gone_back_once, implementation, rescaled, share_of
+from trainer.losses.op import (
+    IMPLS,
+    Impl,
+    gone_back_once,
+    implementation,
+    on_device_of,
+    rescaled,
+    share_of,
+)
 from trainer.losses.told import Told
 from trainer.losses.twin import Several, Terms
 
@@ -49,6 +57,8 @@ def cls_losses(
             f"the CLS losses of predictions of {[tuple(each.shape) for each in predictions]}, "
             f"targets of {shapes} and scales of {tuple(scales.shape)}: one of each for a teacher"
         )
+    if len({each.factor is None for each in told}) > 1:
+        raise ValueError("CLS losses: factor and shift are of all teachers, or of none")
     needs_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in predictions)
     losses, _, counts = _op(
         *(list(predictions), [each.values for each in told]),
@@ -78,13 +88,15 @@ def _op(
             replace(each, factor=factor, shift=shift)
             for each, factor, shift in zip(told, factors, shifts)
         ]
-    losses_and_gradients = _implementation(IMPLS[impl])
-    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+    # No kernel has float64.
+    chosen = IMPLS[impl] if predictions[0].dtype != torch.float64 else "twin"
+    losses_and_gradients = _implementation(chosen)
+    with on_device_of(weight):
         found = losses_and_gradients(
             *(predictions, told, weight, share_of(total, 1), scales),
             *(Terms(cosine=1.0, drop=drop), needs_gradient),
         )
-    return found.losses, found.gradients, found.counts
+    return found.losses, [each.contiguous() for each in found.gradients], found.counts
 
 
 @cache

@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from trainer.losses import row_kernel
+from trainer.losses.meet import meet
 from trainer.losses.resize_kernel import large_row_kernel, small_row_kernel
 from trainer.losses.told import Told
 from trainer.losses.twin import Found, Terms
@@ -18,6 +19,9 @@ LEAST = 16
 MOST_CHUNK = 64
 """Channels at a time: with 128 a thread needs up to 187 registers, with 64 at most 128."""
 MOST_SIDE = 64
+"""Tokens a side of the larger grid; more do not fit a processor's shared memory."""
+MOST_SPAN = 2**31
+"""Elements from a row's first token to its last: the kernels count them in 32 bits."""
 TAPS = 4
 """Rows that a row of a bicubic resize is made of."""
 PRECISION = "tf32"
@@ -35,9 +39,13 @@ def loss_and_gradient(
     gradient: bool,
 ) -> Found:
     """As twin.loss_and_gradient, of any two square grids; `weight` is of the larger one's tokens.
-    Grids of more than MOST_SIDE tokens a side meet before the kernel."""
-    if prediction.shape[1] == told.values.shape[1]:
-        return row_kernel.loss_and_gradient(prediction, told, weight, share, scale, terms, gradient)
+    Grids of more than MOST_SIDE tokens a side, or MOST_SPAN between the tokens of a row, meet
+    before the kernel."""
+    equal = prediction.shape[1] == told.values.shape[1]
+    spans = [each.shape[1] * each.stride(1) for each in (prediction, told.values)]
+    if equal or weight.shape[1] > MOST_SIDE**2 or max(spans) >= MOST_SPAN:
+        of_one_grid = row_kernel.loss_and_gradient
+        return meet(of_one_grid, prediction, told, weight, share, scale, terms, gradient)
     rows, _, channels = prediction.shape
     sides = side_of(prediction), side_of(told.values)
     small, large = min(sides), max(sides)
@@ -109,12 +117,13 @@ class _Window(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _window(small: int, large: int, device: torch.device) -> _Window:
-    matrix = bicubic_matrix(small, large, device, torch.float32)
+    # On the host: what is computed while a CUDA graph is recorded has no values yet.
+    matrix = bicubic_matrix(small, large, torch.device("cpu"), torch.float32)
     part = (matrix != 0).int()
     tops = part.argmax(1).clamp_max(small - min(small, TAPS))
     last = large - part.flip(0).argmax(0)
     ends = torch.stack([part.argmax(0), last])
-    return _Window(matrix, tops.int(), ends.int().contiguous())
+    return _Window(*(each.to(device) for each in (matrix, tops.int(), ends.int())))
 
 
 def _tile(side: int) -> int:

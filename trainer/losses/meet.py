@@ -33,11 +33,14 @@ def meet(
         larger = resize_tokens(told.decoded(exact), side_of(prediction))
         told = Told("float", larger, told.channels)
         return equal(prediction, told, weight, share, scale, terms, gradient)
-    unit = prediction.dtype == torch.float16
-    by = share.new_ones(()) if unit else scale
     larger = resize_tokens(prediction.to(exact), side_of(told.values))
-    found = equal(larger, told, weight, by if unit else share, by, terms, gradient)
-    loss = found.loss * share if unit else found.loss
+    if prediction.dtype == torch.float16:  # whose gradient is left without share and scale
+        one = share.new_ones(())
+        found = equal(larger, told, weight, one, one, terms, gradient)
+        loss = found.loss * share
+    else:
+        found = equal(larger, told, weight, share, scale, terms, gradient)
+        loss = found.loss
     back = found.gradient
     if gradient:
         back = resize_back(back, side_of(prediction)).to(prediction.dtype)

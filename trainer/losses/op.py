@@ -1,5 +1,5 @@
 """The loss of one head as an operator of torch: it may stand in a compiled function or a CUDA
-graph, and never waits for the GPU.
+graph, and does not wait for the GPU once it has met a pair of grids.
 
 The gradient is found together with the loss, in the one pass over the data, and kept until the
 backward. There it is only scaled, in place, and not even that where the scale is 1: what multiplies
@@ -7,6 +7,8 @@ a loss is better passed in with it.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -40,7 +42,7 @@ def feature_loss(
         told: of as many tokens, or of another square grid where the prediction is of one: the
             smaller one is resized.
         weight: float32 [rows], or [rows, tokens] of the larger grid; what has weight 0 contributes
-            nothing, whatever it holds, and is not even read.
+            nothing, whatever it holds.
         total: scalar; where it is 0 so is the loss. The weights of the whole batch, of which these
             rows may be a part.
         scale: scalar that the gradient, not the loss, is multiplied by: what would else multiply
@@ -124,9 +126,9 @@ def _op(
     # No kernel has float64.
     chosen = IMPLS[impl] if prediction.dtype != torch.float64 else "twin"
     loss_and_gradient = implementation(chosen)
-    with torch.cuda.device_of(prediction):  # type: ignore[no-untyped-call]
+    with on_device_of(prediction):
         found = loss_and_gradient(prediction, told, weight, share, scale, terms, needs_gradient)
-    return found.loss, found.gradient, found.counts
+    return found.loss, found.gradient.contiguous(), found.counts
 
 
 _CODES: dict[str, Code] = {code: code for code in get_args(Code)}
@@ -142,6 +144,14 @@ def _(prediction: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         prediction.new_empty(shape),
         prediction.new_empty(2, dtype=torch.float32),
     )
+
+
+@contextmanager
+def on_device_of(tensor: Tensor) -> Iterator[None]:
+    """Launches go there, and everything keeps its precision, whatever the caller's autocast."""
+    on_device = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    with on_device, torch.autocast(tensor.device.type, enabled=False):
+        yield
 
 
 def share_of(total: Tensor, tokens: int) -> Tensor:
@@ -179,7 +189,8 @@ def rescaled(gradient: Tensor, by: Tensor) -> Tensor:
     """`gradient` times the scalar `by`, in place."""
     if type(gradient) is not Tensor:  # being traced, where others might look at it as well
         return gradient * by
-    if gradient.is_cuda and find_spec("triton") is not None:
+    has_kernel = gradient.dtype != torch.float64 and find_spec("triton") is not None
+    if gradient.is_cuda and has_kernel:
         from trainer.losses.rescale_kernel import rescale
 
         with torch.cuda.device_of(gradient):  # type: ignore[no-untyped-call]

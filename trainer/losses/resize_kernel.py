@@ -1,5 +1,5 @@
-"""The loss of two grids of different sides in one pass on a GPU: the smaller grid is resized where
-it is used, a row of the larger grid at a time, and never written down.
+"""The loss of two grids of different sides on a GPU: the smaller grid is resized where it is used,
+a row of the larger grid at a time, and never written down.
 
 A row of a bicubic resize is made of up to four rows of the smaller grid: those are mixed first, in
 float32 and with the scales of their tokens, then the columns by a product with a constant matrix on

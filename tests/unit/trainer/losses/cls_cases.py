@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.trainer.losses.cases import FORMS, case_of
-from tests.unit.trainer.losses.interpreted import DEVICE, DTYPES, MARKS, buffers, moved  # noqa: F401
+from tests.unit.trainer.losses.interpreted import DEVICE, MARKS, ROUNDINGS, buffers, moved  # noqa: F401
 from trainer.losses.cls_op import cls_losses
 from trainer.losses.op import Impl
 from trainer.losses.told import Told
@@ -51,7 +51,7 @@ def took(
     return losses.detach().cpu(), counts.cpu(), gradients
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("form", ["float16", "float32", "float16, factor"])
 def test_cls_kernel__equals_a_head_after_the_other(form: str, dtype: torch.dtype) -> None:
     given = heads(form, dtype)
@@ -60,7 +60,7 @@ def test_cls_kernel__equals_a_head_after_the_other(form: str, dtype: torch.dtype
     torch.testing.assert_close(losses, expected, rtol=2e-6, atol=1e-7)
     assert torch.equal(counts, same)
     for found, one in zip(gradients, true):
-        rounding = DTYPES[dtype] or (2.0**-10 if dtype == torch.float16 else 2e-6)
+        rounding = 2 * ROUNDINGS[dtype] or 2e-6
         torch.testing.assert_close(found, one, rtol=rounding, atol=1e-7)
         assert found.isfinite().all()
         assert not found[1].any()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.unit.trainer.losses.cases import FORMS, TERMS, WIDTHS, case_of
 from tests.unit.trainer.losses.definition import CHECKS, verify
-from tests.unit.trainer.losses.interpreted import DEVICE, DTYPES, MARKS, buffers, there  # noqa: F401
+from tests.unit.trainer.losses.interpreted import DEVICE, MARKS, ROUNDINGS, buffers, there  # noqa: F401
 from trainer.losses import rescale_kernel, row_kernel
 from trainer.losses.rescale_kernel import BLOCK
 
@@ -17,11 +17,11 @@ pytestmark = MARKS
 loss_and_gradient = there(row_kernel.loss_and_gradient)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("form", ["float16", "int8", "int4", "fp8"])
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_row_kernel__equals_the_formulas(channels: int, form: str, dtype: torch.dtype) -> None:
-    verify(loss_and_gradient, case_of(FORMS[form], dtype, channels), DTYPES[dtype])
+    verify(loss_and_gradient, case_of(FORMS[form], dtype, channels), ROUNDINGS[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -47,13 +47,13 @@ def rescaled(values: Tensor, by: float) -> Tensor:
     return values.cpu()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDINGS, ids=str)
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
 def test_rescale__multiplies(count: int, dtype: torch.dtype) -> None:
     values = torch.randn(count).to(dtype)
     before = values.double()
     values = rescaled(values, 3.0)
-    rounding = DTYPES[dtype] or 2.0**-11
+    rounding = ROUNDINGS[dtype] or 2.0**-23
     torch.testing.assert_close(values.double(), 3 * before, rtol=rounding, atol=0)
 
 

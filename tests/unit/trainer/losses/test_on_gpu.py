@@ -36,6 +36,7 @@ def took(given: tuple[Tensor, Told, Tensor, Tensor], impl: Impl) -> tuple[Tensor
     return loss.detach(), prediction.grad
 
 
+@pytest.mark.timeout(1800)  # each of some hundred forms is compiled
 @pytest.mark.parametrize("cases", ["row", "resize", "cls"])
 def test_kernels__on_the_gpu_are_as_defined(cases: str) -> None:
     file = str(Path(__file__).with_name(f"{cases}_cases.py"))
@@ -43,13 +44,14 @@ def test_kernels__on_the_gpu_are_as_defined(cases: str) -> None:
     assert " passed" in told
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("impl", IMPLS)
 def test_loss__never_waits_for_the_gpu(
     given: tuple[Tensor, Told, Tensor, Tensor], impl: Impl
 ) -> None:
     took(given, impl)  # what is made once for a pair of grids comes from the host
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         took(given, impl)
     finally:
         torch.cuda.set_sync_debug_mode("default")

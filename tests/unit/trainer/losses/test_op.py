@@ -1,6 +1,8 @@
 """The loss as an operator: what its gradient is multiplied by, that it is gone back from once, and
 what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from tests.unit.trainer.losses.definition import GRADIENT_ERROR, ROUNDING, SMALL
 from tests.unit.trainer.losses.reference import reference
 from tests.unit.trainer.losses.through_op import loss_of, took
 from trainer.losses import op, twin
+from trainer.losses.cls_op import cls_losses
 from trainer.losses.op import feature_loss
 from trainer.losses.told import Told
 from trainer.losses.twin import Found, Terms
@@ -170,3 +173,40 @@ def test_feature_loss__refuses_channels_that_are_not_dense(what: str) -> None:
     told, one = Told("float", target, WIDTH), torch.ones(())
     with pytest.raises(ValueError, match=f"the channels of a {what} must be dense"):
         feature_loss(prediction, told, torch.ones(ROWS), one, one, PATCH)
+
+
+def test_feature_loss__keeps_its_precision_under_autocast() -> None:
+    case = case_of(FORMS["int8"], torch.float32, 7, tokens=9)
+    prediction = case.prediction[:, :4].nan_to_num()
+    told = replace(case.told, scales=torch.full((2, 9), 0.02).half())
+
+    def gradient() -> Tensor:
+        leaf = prediction.clone().requires_grad_()
+        loss, _ = feature_loss(leaf, told, torch.ones(2), torch.tensor(2.0), torch.ones(()), PATCH)
+        loss.backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    plain = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient(), plain)
+
+
+def test_feature_loss__gradient_is_dense_whatever_the_prediction_is() -> None:
+    case = case_of(FORMS["float32"], torch.float32, 7)
+    across = case.prediction.nan_to_num().transpose(0, 1).contiguous().transpose(0, 1)
+    found = op._op(
+        *(across, case.told.values, None, None, None, case.weight, torch.ones(()), torch.ones(())),
+        *("float", 7, *PATCH, "twin", True),
+    )
+    assert found[1].is_contiguous()
+
+
+def test_cls_losses__refuse_what_does_not_fit() -> None:
+    one, told = torch.ones(3, 1, 4), Told("float", torch.ones(3, 1, 4), 4)
+    moved = replace(told, factor=torch.ones(4), shift=torch.ones(4))
+    ones = torch.ones(3)
+    with pytest.raises(ValueError, match="factor and shift are of all teachers, or of none"):
+        cls_losses([one, one], [told, moved], ones, ones.sum(), ones[:2])
+    with pytest.raises(ValueError, match="one of each for a teacher"):
+        cls_losses([one, one], [told, told], ones, ones.sum(), ones)
