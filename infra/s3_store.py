@@ -12,6 +12,7 @@ from pickle import PickleBuffer
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
+from infra.buffers import Buffers, room_of, spread
 from infra.s3_client import LARGE_BYTES, connect
 from infra.s3_requests import Fault, ShortReply, ask
 from infra.store import Bytes, checked_key
@@ -85,6 +86,9 @@ class S3Store:
             self.size(key)
             return memoryview(b"")
         return ask(self._place, "reading", key, partial(self._part, path, start, end))
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
 
     def size(self, key: str) -> int:
         return ask(self._place, "reading", key, partial(self._size, self._path(key)))

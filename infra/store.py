@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from infra.buffers import Buffers, room_of, spread
 from infra.durable import make_folders, sync_folder, write_through
 from infra.redact import public_url
 from schemas.errors import AlreadyExists, ConfigError, NotFound, StoreError
@@ -42,6 +43,10 @@ class ObjectStore(Protocol):
 
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         """Bytes [start, end); fewer where the object ends before. Raises NotFound."""
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        """The bytes from `start` on into buffers, one after the other; returns how many there were,
+        fewer than there is room for where the object ends before. Raises NotFound."""
 
     def size(self, key: str) -> int:
         """Bytes of the object. Raises NotFound."""
@@ -115,6 +120,16 @@ class LocalStore:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return memoryview(os.pread(descriptor, end - start, start))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._reading_failed(key, error) from None
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        try:
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.preadv(descriptor, buffers, start)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -203,6 +218,9 @@ class MemoryStore:
 
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         return memoryview(self.get(key))[start:end]
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
 
     def size(self, key: str) -> int:
         return len(self.get(key))

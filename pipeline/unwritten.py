@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from infra.buffers import Buffers
 from infra.store import Bytes, MemoryStore, ObjectStore
 from schemas.errors import AlreadyExists, NotFound
 
@@ -27,6 +28,9 @@ class Unwritten:
 
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         return self._holder(key).get_range(key, start, end)
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return self._holder(key).fill(key, start, buffers)
 
     def size(self, key: str) -> int:
         return self._holder(key).size(key)

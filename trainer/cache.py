@@ -23,6 +23,7 @@ from schemas.errors import CacheError, ConfigError
 from schemas.layout import SetPath
 from schemas.names import BLOCK_ROWS
 from schemas.records import PlanCommit
+from schemas.shard import Rows
 from schemas.spans import Whole
 from schemas.store_config import StoreOptions
 from trainer.disk_cache import DiskCache
@@ -38,6 +39,10 @@ class Block:
     """tables.PLAN, one line a row."""
     sets: dict[str, SetBlock]
     """By teacher name."""
+
+    def is_good(self, row: int) -> bool:
+        """In every set."""
+        return all(part.ok[row] for part in self.sets.values())
 
 
 Grids = Mapping[str, int | Sequence[int] | None]
@@ -101,7 +106,8 @@ class CacheReader:
                 )
             paths = _choose_sets(pinned.table, name, fp12, grids, codecs.get(name))
             self._sets[name] = {
-                path.grid: SetReader(self.store, path, pinned.table) for path in paths
+                path.grid: SetReader(self.store, path, pinned.table, disk is not None)
+                for path in paths
             }
 
     @property
@@ -134,10 +140,27 @@ class CacheReader:
 
     def read_block(
         self, generation: int, block: int, grids: Mapping[str, int] | None = None
+    ) -> tuple[Block, dict[str, Rows]]:
+        """One block, and by teacher its tokens as they lie in the cache: [rows, height, width] of
+        the codec's form, zeros in bad rows. Arguments and errors are those of `read_into`."""
+        first = block * BLOCK_ROWS
+        count = min(BLOCK_ROWS, self.generations[generation].rows - first)
+        tokens = {name: reader.rows(count) for name, reader in self._chosen(grids).items()}
+        into = {name: dict(enumerate(rows)) for name, rows in tokens.items()}
+        return self.read_into(generation, block, into, grids), tokens
+
+    def read_into(
+        self,
+        generation: int,
+        block: int,
+        into: Mapping[str, Mapping[int, Rows]],
+        grids: Mapping[str, int] | None = None,
     ) -> Block:
-        """Read and check one block.
+        """Read and check rows of one block.
 
         Args:
+            into: by teacher and row of the block, where its tokens go: [height, width] of the
+                codec's form; a bad row becomes zeros.
             grids: which one of each teacher that has several.
 
         Raises:
@@ -148,7 +171,7 @@ class CacheReader:
         count = min(BLOCK_ROWS, plan.rows - first)
         rows = self._plans[generation].rows(first, count)
         sets = {
-            name: reader.read(generation, plan.first_row, first, rows)
+            name: reader.read(generation, plan.first_row, first, rows, into[name])
             for name, reader in self._chosen(grids).items()
         }
         counts = self.served(plan, np.arange(first, first + count))

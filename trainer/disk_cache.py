@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crc32c import crc32c
 
+from infra.buffers import Buffers, room_of, spread
 from infra.store import Bytes, ObjectStore
 from schemas.errors import ConfigError
 
@@ -66,6 +67,9 @@ class DiskCache:
             with suppress(OSError):  # a full disk costs speed, no more
                 self._keep(name, data)
         return data
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
 
     def create(self, key: str, data: Bytes) -> None:
         self._store.create(key, data)

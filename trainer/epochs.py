@@ -114,8 +114,5 @@ class _Parts:
             yield when
 
     def open_blocks(self) -> set[int]:
-        return {
-            int(block)
-            for blocks, order in zip(self._blocks, self.orders)
-            for block in blocks[np.array(sorted(order.open_blocks()), np.int64)]
-        }
+        pairs = zip(self._blocks, self.orders)
+        return {block for blocks, order in pairs for block in blocks[order.open_blocks()].tolist()}

@@ -72,27 +72,42 @@ class EpochOrder:
         self._blocks = order[table.sizes[order] > 0]
         self._ends = np.cumsum(table.sizes[self._blocks])
         self.rows = int(self._ends[-1]) if len(self._ends) else 0
-        self._lanes = [_Lane() for _ in range(key.lanes)]
+        # The window that each lane was last read from: where it begins, and its rows.
+        most = key.window_blocks * int(table.sizes.max(initial=0))
+        self._first, self._length = np.zeros((2, key.lanes), np.int64)
+        self._open_blocks, self._open_places = np.zeros((2, key.lanes, most), np.int64)
 
     def take(self, start: int, count: int, rank: int = 0, world: int = 1) -> Rows:
         """This rank's part of the rows [start, start + count) of the epoch."""
-        lanes = self._key.lanes
         wanted = np.arange(start, min(start + count, self.rows))
-        # By lanes first, so that ranks share as few blocks as can be.
-        mine = np.array_split(np.argsort(wanted % lanes, kind="stable"), world)[rank]
-        wanted = np.sort(wanted[mine])
-        blocks, places = np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64)
-        for lane in np.unique(wanted % lanes).tolist():
-            here = np.flatnonzero(wanted % lanes == lane)
-            first = int(wanted[here[0]]) // lanes
-            rows = self._of_lane(lane, first, first + len(here))
-            blocks[here], places[here] = rows.blocks, rows.places
+        if world > 1:  # by lanes first, so that ranks share as few blocks as can be
+            by_lane = np.argsort(wanted % self._key.lanes, kind="stable")
+            wanted = np.sort(wanted[np.array_split(by_lane, world)[rank]])
+        position, lane = np.divmod(wanted, self._key.lanes)
+        blocks, places = np.empty((2, len(wanted)), np.int64)
+        left = np.arange(len(wanted))
+        while len(left):
+            inside = position[left] - self._first[lane[left]]
+            is_here = (inside >= 0) & (inside < self._length[lane[left]])
+            here, inside = left[is_here], inside[is_here]
+            blocks[here] = self._open_blocks[lane[here], inside]
+            places[here] = self._open_places[lane[here], inside]
+            left = left[~is_here]
+            for index in left[np.unique(lane[left], return_index=True)[1]].tolist():
+                self._open(int(lane[index]), int(position[index]))
         return Rows(blocks, places)
 
-    def open_blocks(self) -> set[int]:
+    def open_blocks(self) -> Ints:
         """Blocks of the windows that were last read from: those after them are not far."""
-        windows = [lane.window for lane in self._lanes if lane.window is not None]
-        return {block for window in windows for block in set(window.blocks.tolist())}
+        is_open = np.arange(self._open_blocks.shape[1]) < self._length[:, None]
+        return np.unique(self._open_blocks[is_open])
+
+    def _open(self, lane: int, position: int) -> None:
+        """Turn to the window of a lane that holds a position."""
+        self._first[lane], rows = self._window(lane, position)
+        self._length[lane] = len(rows)
+        self._open_blocks[lane, : len(rows)] = rows.blocks
+        self._open_places[lane, : len(rows)] = rows.places
 
     def when(self) -> Ints:
         """[blocks of the table]: the place in its lane at which each is first read; the end of the
@@ -103,20 +118,6 @@ class EpochOrder:
         when = np.full(len(self._table.first_row), self.rows)
         when[self._blocks] = np.where(rest < 0, first % (length + 1), rest % max(1, length))
         return when
-
-    def _of_lane(self, number: int, first: int, end: int) -> Rows:
-        """Positions [first, end) of a lane."""
-        lane, parts = self._lanes[number], []
-        while first < end:
-            if lane.window is None or not lane.first <= first < lane.first + len(lane.window):
-                lane.first, lane.window = self._window(number, first)
-            inside = slice(first - lane.first, end - lane.first)
-            parts.append(Rows(lane.window.blocks[inside], lane.window.places[inside]))
-            first += len(parts[-1])
-        return Rows(
-            np.concatenate([part.blocks for part in parts]),
-            np.concatenate([part.places for part in parts]),
-        )
 
     def _window(self, number: int, position: int) -> tuple[int, Rows]:
         """The window of a lane that holds a position, and the position it begins at."""
@@ -140,14 +141,6 @@ class EpochOrder:
     def _block_at(self, row: int) -> int:
         """Which block of the permuted ones holds a row of their sequence."""
         return int(np.searchsorted(self._ends, row, side="right"))
-
-
-class _Lane:
-    """The window that a lane was last read from."""
-
-    def __init__(self) -> None:
-        self.first = 0
-        self.window: Rows | None = None
 
 
 def split(table: BlockTable, key: OrderKey, epoch: int, choices: int) -> list[Ints]:

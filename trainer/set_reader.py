@@ -1,5 +1,6 @@
 """One feature set of a pinned snapshot: a block of rows in one ranged read, every byte checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,10 +58,8 @@ class TeacherInfo:
 
 @dataclass(frozen=True)
 class SetBlock:
-    """One set's rows of a block."""
+    """What one set says of a block's rows, beside their tokens."""
 
-    tokens: shard.Rows
-    """[rows, height, width] of the codec's form, as they lie in the cache; zeros in bad rows."""
     cls: Halves | None
     """[rows, cls_width], standardised; zeros in bad rows."""
     ok: npt.NDArray[np.bool_]
@@ -71,10 +70,14 @@ class SetBlock:
 
 
 class SetReader:
-    """One feature set within a snapshot."""
+    """One feature set within a snapshot.
 
-    def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table) -> None:
-        self._store, self.path = store, path
+    Args:
+        in_whole: read blocks in one piece whatever of them is wanted, because the store keeps them.
+    """
+
+    def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table, in_whole: bool) -> None:
+        self._store, self.path, self._in_whole = store, path, in_whole
         self.record = read_teacher(store, path.fingerprint12)
         self._pixels = self.record.pixels(path.grid)
         self._schema = tables.cls_schema(self.record.cls_width)
@@ -126,8 +129,22 @@ class SetReader:
             mask[inside[inside < blocks]] = True
         return mask
 
-    def read(self, generation: int, plan_first_row: int, first: int, plan: pa.Table) -> SetBlock:
-        """Rows [first, first + len(plan)) of a generation, checked against the plan's keys."""
+    def rows(self, count: int) -> shard.Rows:
+        """Room for the tokens of as many rows [count, height, width]."""
+        form = self._form
+        rows: shard.Rows = np.empty((count, form.height, form.width), form.dtype)
+        return rows
+
+    def read(
+        self,
+        generation: int,
+        plan_first_row: int,
+        first: int,
+        plan: pa.Table,
+        into: Mapping[int, shard.Rows],
+    ) -> SetBlock:
+        """Rows [first, first + len(plan)) of a generation, checked against the plan's keys; the
+        tokens of some of them, counted from `first`, go where `into` says."""
         number, inside = divmod(first, self._shard_rows[generation])
         place = (generation, number)
         line = self._lines.get(place, lambda: self._line(*place))
@@ -139,8 +156,8 @@ class SetReader:
                 f"its rows from {plan_first_row + first} on are not those of the plan",
             )
         index = self._indices.get(place, lambda: self._index(line, generation))
+        self._read_tokens(line, index, inside, rows.ok[block], rows.checksums[block], into)
         return SetBlock(
-            tokens=self._tokens(line, index, inside, rows.ok[block], rows.checksums[block]),
             cls=None if rows.cls is None else rows.cls[block],
             ok=rows.ok[block],
             image_sha256=rows.image_sha256[block],
@@ -148,39 +165,48 @@ class SetReader:
             pixels=self._pixels,
         )
 
-    def _tokens(
+    def _read_tokens(
         self,
         line: dict[str, Any],
         index: npt.NDArray[np.uint64],
         inside: int,
         ok: npt.NDArray[np.bool_],
         checksums: list[int | None],
-    ) -> shard.Rows:
-        """Rows [inside, inside + len(ok)) of a shard, in one ranged read; each must be the one
-        whose checksum the CLS table names, not merely sound."""
+        into: Mapping[int, shard.Rows],
+    ) -> None:
+        """Some of the rows [inside, inside + len(ok)) of a shard, in one ranged read; each must be
+        the one whose checksum the CLS table names, not merely sound."""
         key = line["tokens_key"]
         entries = index[inside : inside + len(ok)]
         if not np.array_equal(shard.is_absent(entries), ~ok):
             raise self._damage(key, "its index and its CLS table disagree on which rows are good")
-        form = self._form
-        shape = (form.height, form.width)
-        if not ok.any():
-            return np.zeros((len(ok), *shape), form.dtype)
-        size = form.bytes + shard.CRC_BYTES
-        start, count = int(entries[ok][0, 0]), int(ok.sum())
-        if not np.array_equal(entries[ok][:, 0], start + size * np.arange(count, dtype=np.uint64)):
+        good = [row for row in into if ok[row]]
+        for row in into.keys() - set(good):
+            into[row][...] = 0
+        if not good:
+            return
+        there = np.flatnonzero(ok)
+        if not self._in_whole:
+            there = there[(there >= min(good)) & (there <= max(good))]
+        size = self._form.bytes + shard.CRC_BYTES
+        start = int(entries[there[0], 0])
+        if not np.array_equal(entries[there, 0], start + size * np.arange(len(there), dtype="u8")):
             raise self._damage(key, "its rows do not follow one another")
-        data = self._get_range(key, start, start + size * count)
-        self._refuse_other_chunks(key, data, inside, np.flatnonzero(ok).tolist(), checksums)
-        # The rows as they lie, without a copy: a view that steps over each one's checksum.
-        kind = np.dtype(form.dtype).newbyteorder("<")
-        bodies = np.frombuffer(data, np.uint8).reshape(count, size)[:, : form.bytes]
-        rows = bodies.view(kind).reshape(count, *shape)
-        if ok.all():
-            return rows
-        tokens = np.zeros((len(ok), *shape), form.dtype)
-        tokens[ok] = rows
-        return tokens
+        # Rows between them that nobody wants are read as well: two reads cost more than one.
+        bodies = [_bytes(into[row] if row in into else self.rows(1)[0]) for row in there.tolist()]
+        ends = [memoryview(bytearray(shard.CRC_BYTES)) for _ in bodies]
+        chunks = list(zip(bodies, ends))
+        try:
+            count = self._store.fill(key, start, [part for chunk in chunks for part in chunk])
+        except NotFound:
+            raise self._damage(key, "is missing") from None
+        for number, (row, (body, end)) in enumerate(zip(there.tolist(), chunks)):
+            there_are = max(0, count - number * size)
+            is_sound = there_are >= size and crc32c(body) == shard.stored_checksum(end)
+            if not (is_sound and shard.stored_checksum(end) == checksums[row]):
+                chunk = b"".join((body, end))[:there_are]
+                shard.check_chunk(memoryview(chunk), f"{self._store.url}: {key}", inside + row)
+                raise self._damage(key, f"row {inside + row} of the shard is of another row")
 
     def _line(self, generation: int, number: int) -> dict[str, Any]:
         begin, end = np.searchsorted(self._generations, [generation, generation + 1])
@@ -192,33 +218,11 @@ class SetReader:
 
     def _index(self, line: dict[str, Any], generation: int) -> npt.NDArray[np.uint64]:
         rows, key = self._shard_rows[generation], line["tokens_key"]
-        data = self._get_range(key, 0, shard.index_bytes(rows))
-        return shard.decode_index(data, f"{self._store.url}: {key}", rows)
-
-    def _get_range(self, key: str, start: int, end: int) -> memoryview:
         try:
-            return self._store.get_range(key, start, end)
+            data = self._store.get_range(key, 0, shard.index_bytes(rows))
         except NotFound:
             raise self._damage(key, "is missing") from None
-
-    def _refuse_other_chunks(
-        self, key: str, data: memoryview, inside: int, rows: list[int], checksums: list[int | None]
-    ) -> None:
-        """Each chunk read must be whole, sound, and the one that the CLS table names."""
-        body = self._form.bytes
-        size = body + shard.CRC_BYTES
-        if len(data) == size * len(rows):
-            ends = np.frombuffer(data, np.uint8).reshape(len(rows), size)[:, body:]
-            stored = np.ascontiguousarray(ends).view("<u4")[:, 0].tolist()
-            found = [crc32c(data[start : start + body]) for start in range(0, len(data), size)]
-            if found == stored == [checksums[row] for row in rows]:
-                return
-        for place, row in enumerate(rows):
-            chunk = data[place * size : (place + 1) * size]
-            shard.check_chunk(chunk, f"{self._store.url}: {key}", inside + row)
-            if shard.stored_checksum(chunk) != checksums[row]:
-                raise self._damage(key, f"row {inside + row} of the shard is of another row")
-        raise self._damage(key, "a ranged read gave more bytes than were asked for")
+        return shard.decode_index(data, f"{self._store.url}: {key}", rows)
 
     def _shard_rows_of(self, line: dict[str, Any]) -> ShardRows:
         record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
@@ -244,3 +248,8 @@ class SetReader:
         return DamageError(
             f"{self._store.url}: {key}: {what}; `teachonce verify` names all damage", key=key
         )
+
+
+def _bytes(row: shard.Rows) -> memoryview:
+    """Those of one row, to be written to."""
+    return row.view(np.uint8).data.cast("B")

@@ -1,14 +1,14 @@
 """The stream: batches of pictures and cached targets, in the exact order, prepared on threads.
 
-Reads whole blocks, ahead of the batches that need them and bounded in bytes; replays each row's
-stored view from its picture; joins every teacher's rows by plan row. The state of the stream is a
-cursor; what threads there are changes only the speed.
+Reads blocks ahead of the batches that need them (trainer/ahead.py), bounded in bytes; replays each
+row's stored view from its picture; joins every teacher's rows by plan row. The state of the stream
+is a cursor; what threads there are changes only the speed.
 """
 
 import os
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,10 @@ from infra.store import FROM_ENVIRONMENT
 from schemas.errors import CacheError, ConfigError, ResumeError
 from schemas.keyed_hash import hash_texts
 from schemas.store_config import StoreOptions
-from trainer.assemble import Assembler, Row
+from trainer.ahead import Ahead, Planned
 from trainer.batch import Batch, State
 from trainer.cache import AS_WRITTEN, CacheReader, Codecs, Grids
-from trainer.epochs import Drawn, Epochs
-from trainer.held_blocks import HeldBlocks
+from trainer.epochs import Epochs
 from trainer.order import OrderKey
 from trainer.pictures import FromPacks, FromSource, Pictures
 from trainer.replay import Replay
@@ -31,6 +30,8 @@ from trainer.serving import Serving, ViewChoice
 from trainer.set_reader import TeacherInfo
 
 MAX_AUTO_THREADS = 16
+ROWS_PER_TASK = 8
+"""Whose pictures are decoded one after the other."""
 
 
 class CacheStream(IterableDataset[Batch]):
@@ -49,8 +50,8 @@ class CacheStream(IterableDataset[Batch]):
         pack: take pictures from the cache, where `teachonce pack` has put them.
         threads: that read and decode.
         prefetch_batches: batches prepared ahead.
-        memory_bytes: of blocks that are read before a batch of theirs is being prepared, and as
-            much of those that are kept in case they come again; beside one block a lane.
+        memory_bytes: of blocks that are read ahead of the batch that is handed out, beside one
+            block a lane.
         disk: folder, and how many bytes of it, to keep what was read of a cache on S3 in.
         rank, world: which part of every batch is served here, of how many.
         store: how S3 is reached, where the environment does not say it.
@@ -104,11 +105,10 @@ class CacheStream(IterableDataset[Batch]):
             )
         choices = (len(self._grids), len(self._sides))
         self._epochs = Epochs(self._serving, order, choices, rank, world)
-        replay = self._replay(images_root, pack) if any(self._sides) else None
-        self._assembler = Assembler(self.teachers, replay)
+        self._replay = self._replay_of(images_root, pack) if any(self._sides) else None
         self._at: State = {"epoch": 0, "row": 0, "cursors": [0] * len(self._grids)}
 
-    def _replay(self, root: str | None, pack: bool) -> Replay:
+    def _replay_of(self, root: str | None, pack: bool) -> Replay:
         generations = self._reader.generations
         pictures: Pictures = (
             FromPacks(self._reader.store, generations) if pack else FromSource(generations, root)
@@ -149,41 +149,51 @@ class CacheStream(IterableDataset[Batch]):
                 "or iterate over it directly"
             )
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="stream")
-        waiting: deque[tuple[Drawn, Future[Batch]]] = deque()
+        ahead = Ahead(
+            pool, self._reader, self._serving, self._epochs, self._grids, self._sides
+        ).begun(self._at, self._batch_size)
+        waiting: deque[tuple[Planned, list[Future[None]]]] = deque()
         try:
-            planned = self._read_ahead(pool)
             while True:
-                while len(waiting) <= self._prefetch:
-                    drawn, rows = next(planned)
-                    waiting.append((drawn, self._prepare(pool, drawn, rows)))
-                drawn, future = waiting.popleft()
-                batch = future.result()
-                self._at = drawn.state
-                yield batch
+                while self._may_begin(waiting):
+                    batch = next(ahead)
+                    waiting.append((batch, self._see(pool, batch)))
+                batch, pictures = waiting.popleft()
+                yield self._whole(batch, pictures)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read_ahead(
-        self, pool: ThreadPoolExecutor
-    ) -> Generator[tuple[Drawn, list[Row]], None, None]:
-        """Batches whose blocks are being read: as many ahead as the bytes allow."""
-        blocks = HeldBlocks(
-            pool, self._reader, self._serving, self._epochs, self._grids, self._memory_bytes
-        )
-        queue: deque[tuple[Drawn, list[Row], int]] = deque()
-        ahead = 0
-        for drawn in self._epochs.batches(self._at, self._batch_size):
-            rows, size = blocks.read(drawn)
-            queue.append((drawn, rows, size))
-            ahead += size
-            while queue and (ahead > self._memory_bytes or len(queue) > self._prefetch):
-                drawn, rows, size = queue.popleft()
-                ahead -= size
-                yield drawn, rows
+    def _may_begin(self, waiting: Sequence[tuple[Planned, object]]) -> bool:
+        """Whether another batch may be read ahead, of which there is one at least."""
+        size = sum(batch.bytes_begun for batch, _ in waiting)
+        return not waiting or (len(waiting) <= self._prefetch and size <= self._memory_bytes)
 
-    def _prepare(self, pool: ThreadPoolExecutor, drawn: Drawn, rows: list[Row]) -> Future[Batch]:
-        grids, side = self._grids[drawn.choice], self._sides[drawn.side]
-        return self._assembler.submit(pool, rows, grids, side, drawn, self._state(drawn.state))
+    def _see(self, pool: ThreadPoolExecutor, batch: Planned) -> list[Future[None]]:
+        """Begin with a batch's pictures. They wait for blocks whose reading was begun before them,
+        so no number of threads can come to a standstill."""
+        room, replay = batch.room, self._replay
+        assert room is not None
+        if replay is None:
+            return []
+
+        def see(first: int) -> None:
+            for place, (reading, row) in enumerate(batch.rows[first : first + ROWS_PER_TASK]):
+                block = reading.block()
+                if block.is_good(row):
+                    pixels = room.pixels[first + place]
+                    pixels[:] = replay.see(block, reading.where.generation, row, len(pixels))
+
+        return [pool.submit(see, first) for first in range(0, len(batch.rows), ROWS_PER_TASK)]
+
+    def _whole(self, batch: Planned, pictures: Sequence[Future[None]]) -> Batch:
+        wait({reading.future for reading, _ in batch.rows if reading.future is not None})
+        for reading, _ in batch.rows:
+            reading.block()
+        for picture in pictures:
+            picture.result()
+        assert batch.room is not None
+        self._at = batch.drawn.state
+        return batch.room.batch(batch.drawn, self._state(self._at))
 
     def _state(self, at: State) -> State:
         told = self.teachers

@@ -28,9 +28,10 @@ CODED = [(name, grid) for name in ("eight", "four", "varying") for grid in (2, 7
 def ours(reader: CacheReader, name: str, generation: int) -> tuple[Any, Any, Any]:
     """Every row's tokens, CLS vector and soundness as the strict reader gives them."""
     blocks = -(-reader.generations[generation].rows // BLOCK_ROWS)
-    parts = [reader.read_block(generation, block).sets[name] for block in range(blocks)]
+    read = [reader.read_block(generation, block) for block in range(blocks)]
+    parts, tokens = [block.sets[name] for block, _ in read], [rows[name] for _, rows in read]
     cls = [part.cls for part in parts if part.cls is not None]
-    return tuple(map(np.concatenate, ([part.tokens for part in parts], cls, [p.ok for p in parts])))
+    return tuple(map(np.concatenate, (tokens, cls, [part.ok for part in parts])))
 
 
 def read_by_both(folder: Path) -> Any:

@@ -75,7 +75,7 @@ def test_stranger__decodes_codes_as_we_do(
     for index, row in enumerate(told["sets"][path]):
         (plan,) = (p for p in reader.generations if 0 <= row["row"] - p.first_row < p.rows)
         block, place = divmod(row["row"] - plan.first_row, BLOCK_ROWS)
-        tokens = reader.read_block(plan.generation, block).sets[name].tokens[place]
+        tokens = reader.read_block(plan.generation, block)[1][name][place]
         stored = torch.from_numpy(np.array(tokens))[None]
         turned = codec.rotated(stored, grid**2)[0].numpy()
         np.testing.assert_array_equal(turned.view("u4"), found["turned"][index].view("u4"))

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, TypeVar, get_args
 
+from infra.buffers import Buffers, room_of, spread
 from infra.store import Bytes, MemoryStore, ObjectStore
 from schemas.errors import StoreError
 
@@ -53,6 +54,9 @@ class FaultStore:
 
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         return self._do(f"get_range {key}", lambda: self._store.get_range(key, start, end))
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
 
     def size(self, key: str) -> int:
         return self._do(f"size {key}", lambda: self._store.size(key))

@@ -130,5 +130,5 @@ def test_codecs__from_extraction_to_training_and_one_more_afterwards(place: Plac
 def codec_read(cache: Path, asked: str | None = None) -> str:
     """Of `eight`; its rows are read, and every byte of them checked."""
     reader = CacheReader(str(cache), teachers={"eight": 3}, codecs={"eight": asked})
-    assert reader.read_block(0, 0).sets["eight"].ok.all()
+    assert reader.read_block(0, 0)[0].sets["eight"].ok.all()
     return reader.sets["eight"][3].codec_label

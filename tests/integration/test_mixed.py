@@ -86,9 +86,10 @@ def test_mixed__pixels_are_grid_times_patch(
     patch, width, cls_width = WIDTHS[name]
     for grid in GRIDS:
         reader = CacheReader(str(cache), teachers={name: grid})
-        block = reader.read_block(0, 0).sets[name]
+        read, tokens = reader.read_block(0, 0)
+        block = read.sets[name]
         assert block.pixels == grid * patch
-        assert block.tokens.shape == (32, grid * grid, width)
+        assert tokens[name].shape == (32, grid * grid, width)
         assert (None if block.cls is None else block.cls.shape[1]) == cls_width
 
 
@@ -107,6 +108,6 @@ def test_mixed__teachers_of_one_row_saw_one_crop(
         if batch.state["epoch"] == 1:
             break
     assert sorted(seen) == list(range(PICTURES * VIEWS))
-    alone = CacheReader(str(cache), teachers={"lang": 2}).read_block(0, 1)
-    joined = CacheReader(str(cache), teachers=grids).read_block(0, 1)
-    np.testing.assert_array_equal(alone.sets["lang"].tokens, joined.sets["lang"].tokens)
+    _, alone = CacheReader(str(cache), teachers={"lang": 2}).read_block(0, 1)
+    _, joined = CacheReader(str(cache), teachers=grids).read_block(0, 1)
+    np.testing.assert_array_equal(alone["lang"], joined["lang"])

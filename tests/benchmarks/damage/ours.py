@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 
+from infra.buffers import Buffers, room_of, spread
 from infra.store import LocalStore
 from schemas import shard
 from schemas.errors import CacheError
@@ -42,6 +43,9 @@ class ShortReplies(LocalStore):
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         data = super().get_range(key, start, end)
         return data[: self._length(len(data))]
+
+    def fill(self, key: str, start: int, buffers: Buffers) -> int:
+        return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
 
     def _length(self, full: int) -> int:
         is_cut = next(self._replies) == self._number
@@ -73,9 +77,9 @@ def _file(folder: Path, key: str) -> File:
 def truth(folder: Path, run: int) -> Iterator[Row]:
     reader = CacheReader(str(folder))
     for number in range(len(reader.covered(reader.generations[0]))):
-        block = reader.read_block(0, number)
-        said = block.sets["t"]
-        yield from enumerate(map(_joined, said.tokens, said.cls), block.first_row + FIRST_KEY)
+        block, tokens = reader.read_block(0, number)
+        cls, first = block.sets["t"].cls, block.first_row + FIRST_KEY
+        yield from enumerate(map(_joined, tokens["t"], cls), first)
 
 
 def read(folder: Path) -> Iterator[Row]:

@@ -69,16 +69,17 @@ def _write_truth(cache: str, folder: Path) -> int:
     folder.mkdir()
     tokens = cls = None
     for number in range(-(-count // BLOCK_ROWS)):
-        (rows,) = reader.read_block(0, number).sets.values()
+        block, read = reader.read_block(0, number)
+        ((name, rows),) = block.sets.items()
         if tokens is None or cls is None:
             assert rows.cls is not None
-            shapes = [(count, *part.shape[1:]) for part in (rows.tokens, rows.cls)]
+            shapes = [(count, *part.shape[1:]) for part in (read[name], rows.cls)]
             tokens, cls = (
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
                 for name, shape in zip(("tokens", "cls"), shapes)
             )
         here = slice(number * BLOCK_ROWS, number * BLOCK_ROWS + len(rows.ok))
-        tokens[here], cls[here] = rows.tokens, rows.cls
+        tokens[here], cls[here] = read[name], rows.cls
     return count
 
 

@@ -63,7 +63,7 @@ def test_copy__whole(cache: Path, tmp_path: Path) -> None:
         CacheReader(str(out), teachers={"vit": 2}),
     )
     for generation in (0, 1):
-        rows = [each.read_block(generation, 1).sets["vit"].tokens for each in (theirs, mine)]
+        rows = [each.read_block(generation, 1)[1]["vit"] for each in (theirs, mine)]
         assert np.array_equal(*rows)
 
 
@@ -104,7 +104,7 @@ def test_copy__a_codec_is_made_on_the_way(cache: Path, tmp_path: Path) -> None:
     codec = {"tokens": "variable", "bits": 3}
     extract_here(config_of(cache, cache.with_name("pictures"), **told, codec=codec))
     theirs, mine = (CacheReader(str(each), teachers={"vit": 2}) for each in (cache, out))
-    rows = [each.read_block(0, 1).sets["vit"].tokens for each in (theirs, mine)]
+    rows = [each.read_block(0, 1)[1]["vit"] for each in (theirs, mine)]
     assert np.array_equal(*rows)
 
 

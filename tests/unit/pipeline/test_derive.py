@@ -45,7 +45,7 @@ def place(made: Path, tmp_path: Path) -> dict[str, Any]:
 
 def codes(cache: Path, name: str, codec: str) -> list[np.ndarray[Any, Any]]:
     reader = CacheReader(str(cache), teachers={name: None}, codecs={name: codec})
-    return [reader.read_block(0, block).sets[name].tokens for block in range(2)]
+    return [reader.read_block(0, block)[1][name] for block in range(2)]
 
 
 @pytest.mark.parametrize("codec", [INT8, {"tokens": "int4"}, {"tokens": "variable", "bits": 3}])
@@ -86,7 +86,7 @@ def test_extract__bad_rows_and_cls_are_those_of_the_source(place: dict[str, Any]
         other = tables["int8" if label == "fp16" else "fp16", fp12, first][1]
         assert (commit.ok, commit.bad) == (other.ok, other.bad)
     reader = CacheReader(str(place["cache"]), codecs={"vit": "int8", "cnn": "fp16"})
-    assert sum(int((~reader.read_block(0, n).sets["vit"].ok).sum()) for n in range(3)) == 2
+    assert sum(int((~reader.read_block(0, n)[0].sets["vit"].ok).sum()) for n in range(3)) == 2
 
 
 def test_extract__a_damaged_source_is_named_and_nothing_is_made_of_it(

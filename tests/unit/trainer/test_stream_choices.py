@@ -14,10 +14,8 @@ from schemas.spans import images_and_views
 from tests.caches import CNN, VIT, config_of, extract_here, pictures
 from tests.unit.trainer.streams import ROWS, VIEWS, Cached, epoch_of, joined, rows_of, stream_of
 from trainer import CacheStream
-from trainer.assemble import Row
+from trainer.ahead import Ahead, Planned
 from trainer.batch import Batch
-from trainer.epochs import Drawn
-from trainer.held_blocks import HeldBlocks
 
 GRIDS = {"vit": (2, 3), "cnn": 2}
 SIDES = (32, 48, 64)
@@ -104,16 +102,15 @@ def test_sides__are_drawn_free_of_the_grids(pyramid: Cached) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that are asked for at each batch which is planned, whenever they come."""
+    """Bytes that are asked for at each batch which is begun, whenever they come."""
     sizes: list[int] = []
-    read = HeldBlocks.read
+    begin = Ahead._begin
 
-    def noted(self: HeldBlocks, drawn: Drawn) -> tuple[list[Row], int]:
-        rows, size = read(self, drawn)
-        sizes.append(size)
-        return rows, size
+    def noted(self: Ahead, batch: Planned) -> Planned:
+        sizes.append(begin(self, batch).bytes_begun)
+        return batch
 
-    monkeypatch.setattr(HeldBlocks, "read", noted)
+    monkeypatch.setattr(Ahead, "_begin", noted)
     return sizes
 
 
@@ -192,7 +189,7 @@ def spans(plan: Any) -> tuple[Any, Any]:
 
 
 def test_read_ahead__is_bounded_in_bytes(pyramid: Cached, asked: list[int]) -> None:
-    planned = []
+    begun = []
     for memory_bytes in (1, 1 << 30):
         stream = several(
             pyramid,
@@ -204,9 +201,9 @@ def test_read_ahead__is_bounded_in_bytes(pyramid: Cached, asked: list[int]) -> N
         asked.clear()
         with closing(iter(stream)) as batches:
             first = next(batches)
-        planned.append((len(asked), first.rows.tolist()))
-    assert planned[0][0] < planned[1][0]
-    assert planned[0][1] == planned[1][1]
+        begun.append((len(asked), first.rows.tolist()))
+    assert begun[0][0] < begun[1][0]
+    assert begun[0][1] == begun[1][1]
 
 
 def test_views__number(cached: Cached) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import trainer.replay
-from schemas.errors import CacheError, ConfigError, ResumeError
+from schemas import shard
+from schemas.errors import CacheError, ConfigError, DamageError, ResumeError
 from tests.unit.trainer.streams import ROWS, Cached, epoch_of, rows_of, stream_of
 from trainer import CacheStream
+from trainer.cache import CacheReader
 
 
 def changed(cached: Cached, folder: Path) -> Path:
@@ -101,3 +103,22 @@ def test_load_state_dict__another_order_is_refused(
     state = stream_of(cached, pixels=None).state_dict()
     with pytest.raises(ResumeError, match=f"is of another order: {name} was .*, now "):
         stream_of(cached, pixels=None, **changes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("missing", [1, 4, 5, 700, 10_000, 1 << 40])
+def test_read_into__a_short_object_never_leaves_what_lay_there(
+    cached: Cached, tmp_path: Path, missing: int
+) -> None:
+    """Room is used again, and what it held before may be these very rows."""
+    cache = shutil.copytree(cached.cache, tmp_path / "cache")
+    reader = CacheReader(str(cache), teachers={"vit": 2})
+    block, tokens = reader.read_block(0, 0)
+    row_bytes = tokens["vit"][0].nbytes + shard.CRC_BYTES
+    path = cache / reader.sets["vit"][2].tokens(0, 0)
+    index = shard.index_bytes(
+        shard.rows_per_shard_of((cache / reader.sets["vit"][2].array(0)).read_bytes())
+    )
+    end = index + row_bytes * int(block.sets["vit"].ok.sum())
+    path.write_bytes(path.read_bytes()[: max(0, end - missing)])
+    with pytest.raises(DamageError, match=r"row \d+ of the shard is damaged"):
+        reader.read_into(0, 0, {"vit": dict(enumerate(tokens["vit"]))})
