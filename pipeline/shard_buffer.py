@@ -152,7 +152,7 @@ class ShardBuffer:
         if width is not None and self._cls is not None:
             flat = pa.array(self._cls.reshape(-1))
             columns["cls"] = pa.FixedSizeListArray.from_arrays(flat, width)
-        return tables.to_parquet(pa.table(columns, schema=tables.cls_schema(width)))
+        return tables.blocks_to_parquet(pa.table(columns, schema=tables.cls_schema(width)))
 
     def record(
         self, tokens: ObjectRecord, cls: ObjectRecord, attempt: str, revision: int = 0

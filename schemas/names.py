@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 BLOCK_ROWS = 32
 """Rows of a block, the unit of reading and shuffling."""
 MAX_SPAN_IMAGES = 512

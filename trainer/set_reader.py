@@ -21,13 +21,14 @@ from schemas.measured import CodecRecord
 from schemas.names import BLOCK_ROWS
 from schemas.records import ObjectRecord
 from schemas.sealed import digest, unseal
-from trainer.shard_rows import Halves, Held, ShardRows, unpack
+from trainer.shard_rows import COLUMNS, KNOWN_BYTES, BlockRows, Halves, Held, unpack
 
 Floats = npt.NDArray[np.float32]
-KNOWN_BYTES = 512
-"""Key, draws, checksums and hashes of one row, roughly: they outweigh the smallest features."""
 HELD_SHARDS = 512
-"""Shard indices, and CLS tables, held at a time."""
+"""Whose indices, and lines of the snapshot, are held at a time."""
+HELD_BYTES = 32 << 20
+"""Of CLS tables, and as much of what they say of blocks: all of a small cache, for its epochs to
+come."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class SetReader:
         }
         self._lines: Held[dict[str, Any]] = Held(HELD_SHARDS)
         self._indices: Held[npt.NDArray[np.uint64]] = Held(HELD_SHARDS)
-        self._tables: Held[ShardRows] = Held(HELD_SHARDS)
+        self._tables: Held[tables.Blocks] = Held(HELD_BYTES, lambda table: table.bytes)
+        self._rows: Held[BlockRows] = Held(HELD_BYTES, lambda rows: rows.bytes)
 
     @property
     def row_bytes(self) -> int:
@@ -148,20 +150,19 @@ class SetReader:
         number, inside = divmod(first, self._shard_rows[generation])
         place = (generation, number)
         line = self._lines.get(place, lambda: self._line(*place))
-        rows = self._tables.get(place, lambda: self._shard_rows_of(line))
-        block = slice(inside, inside + len(plan))
-        if not rows.are_of_plan(block, plan_first_row + first, plan):
+        rows = self._rows.get((generation, first), lambda: self._rows_of(place, line, inside))
+        if not rows.are_of_plan(plan_first_row + first, plan):
             raise self._damage(
                 line["cls_key"],
                 f"its rows from {plan_first_row + first} on are not those of the plan",
             )
         index = self._indices.get(place, lambda: self._index(line, generation))
-        self._read_tokens(line, index, inside, rows.ok[block], rows.checksums[block], into)
+        self._read_tokens(line, index, inside, rows.ok, rows.checksums, into)
         return SetBlock(
-            cls=None if rows.cls is None else rows.cls[block],
-            ok=rows.ok[block],
-            image_sha256=rows.image_sha256[block],
-            pixels_sha256=rows.pixels_sha256[block],
+            cls=rows.cls,
+            ok=rows.ok,
+            image_sha256=rows.image_sha256,
+            pixels_sha256=rows.pixels_sha256,
             pixels=self._pixels,
         )
 
@@ -224,10 +225,13 @@ class SetReader:
             raise self._damage(key, "is missing") from None
         return shard.decode_index(data, f"{self._store.url}: {key}", rows)
 
-    def _shard_rows_of(self, line: dict[str, Any]) -> ShardRows:
+    def _rows_of(self, place: tuple[int, int], line: dict[str, Any], inside: int) -> BlockRows:
+        table = self._tables.get(place, lambda: self._table(line))
+        return unpack(table.block(inside // BLOCK_ROWS, COLUMNS), self.record.cls_width)
+
+    def _table(self, line: dict[str, Any]) -> tables.Blocks:
         record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
-        table = tables.from_parquet(get_checked(self._store, record), record.key, self._schema)
-        return unpack(table, self.record.cls_width)
+        return tables.Blocks(get_checked(self._store, record), record.key, self._schema)
 
     def _frozen_shard_rows(self, generation: int) -> int:
         line = self._line_at(int(np.searchsorted(self._generations, generation)))

@@ -30,6 +30,8 @@ from trainer.serving import Serving, ViewChoice
 from trainer.set_reader import TeacherInfo
 
 MAX_AUTO_THREADS = 16
+AHEAD_AT_LEAST = 2
+"""Batches: the next one, and one that is read while that is trained on, whatever its size."""
 ROWS_PER_TASK = 8
 """Whose pictures are decoded one after the other."""
 
@@ -50,8 +52,8 @@ class CacheStream(IterableDataset[Batch]):
         pack: take pictures from the cache, where `teachonce pack` has put them.
         threads: that read and decode.
         prefetch_batches: batches prepared ahead.
-        memory_bytes: of blocks that are read ahead of the batch that is handed out, beside one
-            block a lane.
+        memory_bytes: of blocks that are read ahead, beside one block a lane and what the next two
+            batches need.
         disk: folder, and how many bytes of it, to keep what was read of a cache on S3 in.
         rank, world: which part of every batch is served here, of how many.
         store: how S3 is reached, where the environment does not say it.
@@ -158,15 +160,16 @@ class CacheStream(IterableDataset[Batch]):
                 while self._may_begin(waiting):
                     batch = next(ahead)
                     waiting.append((batch, self._see(pool, batch)))
-                batch, pictures = waiting.popleft()
-                yield self._whole(batch, pictures)
+                # No name for it here: it would keep the batch while the next one is waited for.
+                yield self._whole(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _may_begin(self, waiting: Sequence[tuple[Planned, object]]) -> bool:
-        """Whether another batch may be read ahead, of which there is one at least."""
+        """Whether another batch may be read ahead; one at least, beside that which is next."""
         size = sum(batch.bytes_begun for batch, _ in waiting)
-        return not waiting or (len(waiting) <= self._prefetch and size <= self._memory_bytes)
+        fits = len(waiting) <= self._prefetch and size <= self._memory_bytes
+        return len(waiting) < AHEAD_AT_LEAST or fits
 
     def _see(self, pool: ThreadPoolExecutor, batch: Planned) -> list[Future[None]]:
         """Begin with a batch's pictures. They wait for blocks whose reading was begun before them,

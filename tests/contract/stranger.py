@@ -47,7 +47,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.constants = self.sealed("cache.json")
-        assert self.constants["format_version"] == 5
+        assert self.constants["format_version"] == 6
         self.plan, self.generations = self._plan()
         self.superseded = {
             row

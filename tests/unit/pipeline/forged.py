@@ -100,7 +100,7 @@ def forge(cache: Path, path: str, change: Change) -> None:
     commit = commit.model_copy(
         update={
             "tokens": rewrite(cache, commit.tokens.key, data),
-            "cls": rewrite(cache, commit.cls.key, tables.to_parquet(told)),
+            "cls": rewrite(cache, commit.cls.key, tables.blocks_to_parquet(told)),
         }
     )
     rewrite(cache, commit_key, seal(commit))

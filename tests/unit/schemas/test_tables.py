@@ -4,11 +4,15 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import DamageError
+from schemas.names import BLOCK_ROWS
 from schemas.tables import (
+    BAD,
     OK,
     PLAN,
     ROWS_PER_PLAN_GROUP,
     SNAPSHOT,
+    Blocks,
+    blocks_to_parquet,
     cls_schema,
     from_parquet,
     joined,
@@ -35,6 +39,54 @@ def test_parquet__round_trip_of_vectors_with_a_bad_row() -> None:
     rows = [good | {"cls": [0.5, -1.0, 2.0]}, good | {"row": 1, "status": "bad", "reason": "empty"}]
     table = pa.Table.from_pylist(rows, schema=schema)
     assert from_parquet(to_parquet(table), "cls/0", schema).equals(table)
+
+
+def cls_table(rows: int) -> pa.Table:
+    """Every third row is bad."""
+    schema = cls_schema(3)
+    lines = [
+        dict.fromkeys(schema.names)
+        | {"row": row, "key": f"{row // 2}", "view": row % 2}
+        | ({"status": OK, "cls": [row, -1.0, 2.0]} if row % 3 else {"status": BAD, "reason": "x"})
+        for row in range(rows)
+    ]
+    return pa.Table.from_pylist(lines, schema=schema)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 33, 100])
+def test_blocks__are_the_rows_of_the_whole(rows: int) -> None:
+    table = cls_table(rows)
+    data = blocks_to_parquet(table)
+    assert from_parquet(data, "cls/0", table.schema).equals(table)
+    blocks = Blocks(data, "cls/0", table.schema)
+    for number, first in enumerate(range(0, rows, BLOCK_ROWS)):
+        some = blocks.block(number, ["view", "cls", "no such column"])
+        assert some.equals(table.select(["view", "cls"]).slice(first, BLOCK_ROWS))
+        assert blocks.block(number, table.column_names).equals(table.slice(first, BLOCK_ROWS))
+    with pytest.raises(DamageError, match="cls/0: not readable as Parquet"):
+        blocks.block(-(-rows // BLOCK_ROWS), [])
+
+
+def test_blocks__a_flipped_byte_of_a_page_is_found_or_changes_nothing() -> None:
+    table = cls_table(40)
+    data = blocks_to_parquet(table)
+    found = 0
+    for position in range(footer_start(data)):
+        blocks = Blocks(damaged(data, position), "cls/0", table.schema)
+        try:
+            read = pa.concat_tables(blocks.block(n, table.column_names) for n in range(2))
+        except DamageError:
+            found += 1
+        else:
+            assert read.equals(table), position
+    assert found > 0.6 * footer_start(data)
+
+
+def test_blocks__other_columns_are_refused() -> None:
+    with pytest.raises(DamageError, match="columns are not those of this format"):
+        Blocks(blocks_to_parquet(cls_table(3)), "cls/0", cls_schema(4))
+    with pytest.raises(DamageError, match="cls/0: not readable as Parquet"):
+        Blocks(b"PAR1", "cls/0", cls_schema(3))
 
 
 def test_parquet__no_rows() -> None:

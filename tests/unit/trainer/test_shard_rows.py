@@ -1,4 +1,4 @@
-"""Rows of a shard's CLS table: matched with the plan by key, and held for the next block."""
+"""Rows of a block in a CLS table: matched with the plan by key; what is held for the next block."""
 
 from typing import Any
 
@@ -58,13 +58,13 @@ def test_unpack__zeros_in_bad_rows() -> None:
 def test_are_of_plan__row_key_and_view(
     first_row: int, keys: list[str], views: list[int], fits: bool
 ) -> None:
-    rows = unpack(_cls_table(8), WIDTH)
+    rows = unpack(_cls_table(8).slice(2), WIDTH)
     plan = _plan(keys, views).cast(
         pa.schema(
             [tables.PLAN.field("key"), tables.PLAN.field("view"), pa.field("size", pa.int64())]
         )
     )
-    assert rows.are_of_plan(slice(2, 4), first_row, plan) is fits
+    assert rows.are_of_plan(first_row, plan) is fits
 
 
 def test_held__the_least_recently_used_goes() -> None:
@@ -77,3 +77,17 @@ def test_held__the_least_recently_used_goes() -> None:
     for key in (1, 2, 1, 3, 1, 2):
         assert get(key) == key
     assert made == [1, 2, 3, 2]
+
+
+def test_held__no_more_than_fits() -> None:
+    held: Held[bytes] = Held(10, len)
+    made: list[int] = []
+
+    def get(key: int, size: int) -> bytes:
+        return held.get(key, lambda: made.append(key) or bytes(size))
+
+    for key, size in enumerate([4, 4, 4, 11, 1]):
+        assert get(key, size) == bytes(size)
+    for key in range(5):
+        get(key, 1)
+    assert made == [0, 1, 2, 3, 4, 0, 1, 2, 3]
