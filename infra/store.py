@@ -129,7 +129,7 @@ class LocalStore:
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return os.preadv(descriptor, buffers, start)
+                return os.preadv(descriptor, [buffer.data for buffer in buffers], start)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -154,6 +154,8 @@ def split(table: BlockTable, key: OrderKey, epoch: int, choices: int) -> list[In
 def draw(left: Sequence[int], key: OrderKey, epoch: int, row: int) -> int:
     """Which choice gives the batch that begins at an epoch's `row`-th row: each by the rows that
     are left of it, so that all end together."""
+    if len(left) == 1:
+        return 0
     word = int(mix(np.array([row]), key.subkey("draw", epoch))[0])
     ends = np.cumsum(left)
     return int(np.searchsorted(ends, word % int(ends[-1]), side="right"))
@@ -161,6 +163,8 @@ def draw(left: Sequence[int], key: OrderKey, epoch: int, row: int) -> int:
 
 def draw_evenly(count: int, key: OrderKey, epoch: int, row: int) -> int:
     """One of `count` things for the batch that begins at an epoch's `row`-th row."""
+    if count == 1:
+        return 0
     word = int(mix(np.array([row]), key.subkey("draw evenly", epoch))[0])
     return word % count
 

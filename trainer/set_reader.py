@@ -194,19 +194,17 @@ class SetReader:
         if not np.array_equal(entries[there, 0], start + size * np.arange(len(there), dtype="u8")):
             raise self._damage(key, "its rows do not follow one another")
         # Rows between them that nobody wants are read as well: two reads cost more than one.
-        bodies = [_bytes(into[row] if row in into else self.rows(1)[0]) for row in there.tolist()]
-        ends = [memoryview(bytearray(shard.CRC_BYTES)) for _ in bodies]
-        chunks = list(zip(bodies, ends))
+        bodies = [into[row] if row in into else self.rows(1)[0] for row in there.tolist()]
+        ends = np.zeros(len(bodies), "<u4")
+        buffers = [part for i, body in enumerate(bodies) for part in (body, ends[i : i + 1])]
         try:
-            count = self._store.fill(key, start, [part for chunk in chunks for part in chunk])
+            count = self._store.fill(key, start, buffers)
         except NotFound:
             raise self._damage(key, "is missing") from None
-        for number, (row, (body, end)) in enumerate(zip(there.tolist(), chunks)):
-            there_are = max(0, count - number * size)
-            is_sound = there_are >= size and crc32c(body) == shard.stored_checksum(end)
-            if not (is_sound and shard.stored_checksum(end) == checksums[row]):
-                chunk = b"".join((body, end))[:there_are]
-                shard.check_chunk(memoryview(chunk), f"{self._store.url}: {key}", inside + row)
+        for place, (row, body, end) in enumerate(zip(there.tolist(), bodies, ends.tolist())):
+            if count < size * (place + 1) or crc32c(body.data) != end:
+                raise self._damage(key, f"row {inside + row} of the shard is damaged")
+            if end != checksums[row]:
                 raise self._damage(key, f"row {inside + row} of the shard is of another row")
 
     def _line(self, generation: int, number: int) -> dict[str, Any]:
@@ -252,8 +250,3 @@ class SetReader:
         return DamageError(
             f"{self._store.url}: {key}: {what}; `teachonce verify` names all damage", key=key
         )
-
-
-def _bytes(row: shard.Rows) -> memoryview:
-    """Those of one row, to be written to."""
-    return row.view(np.uint8).data.cast("B")

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +122,7 @@ class CacheStream(IterableDataset[Batch]):
     def snapshot(self) -> int:
         return self._reader.snapshot
 
-    @property
+    @cached_property
     def teachers(self) -> dict[str, TeacherInfo]:
         return self._reader.teachers
 
@@ -189,9 +190,9 @@ class CacheStream(IterableDataset[Batch]):
         return [pool.submit(see, first) for first in range(0, len(batch.rows), ROWS_PER_TASK)]
 
     def _whole(self, batch: Planned, pictures: Sequence[Future[None]]) -> Batch:
-        wait({reading.future for reading, _ in batch.rows if reading.future is not None})
-        for reading, _ in batch.rows:
-            reading.block()
+        readings = {reading.future for reading, _ in batch.rows if reading.future is not None}
+        for reading in wait(readings).done:  # wakes up once, not for each
+            reading.result()
         for picture in pictures:
             picture.result()
         assert batch.room is not None
@@ -199,16 +200,19 @@ class CacheStream(IterableDataset[Batch]):
         return batch.room.batch(batch.drawn, self._state(self._at))
 
     def _state(self, at: State) -> State:
+        return self._identity | at
+
+    @cached_property
+    def _identity(self) -> State:
+        """What the order is of."""
         told = self.teachers
         teachers = sorted(f"{n} {i.fingerprint} {i.grids}" for n, i in told.items())
-        views = self._views if isinstance(self._views, str) else sorted(self._views)
         return {
             "format": 2,
             "snapshot": self.snapshot,
             "seed": self._seed,
-            "views": views,
+            "views": self._views if isinstance(self._views, str) else sorted(self._views),
             "teachers": f"{int(hash_texts([str(teachers)], b'stream')[0]):016x}",
-            **at,
         }
 
 
