@@ -129,11 +129,15 @@ class LocalStore:
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return os.preadv(descriptor, [buffer.data for buffer in buffers], start)
+                size = os.preadv(descriptor, [buffer.data for buffer in buffers], start)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise self._reading_failed(key, error) from None
+        if size < room_of(buffers):
+            # The object ends here, or the system gives so much at once and no more.
+            return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
+        return size
 
     def size(self, key: str) -> int:
         try:

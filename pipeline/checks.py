@@ -109,8 +109,10 @@ def _cls_table(
     except DamageError as error:
         findings.damage(layout.teacher(path.fingerprint12), str(error))
         return None
+    schema = tables.cls_schema(teacher.cls_width)
     try:
-        return tables.from_parquet(data, commit.cls.key, tables.cls_schema(teacher.cls_width))
+        tables.Blocks(data, commit.cls.key, schema)
+        return tables.from_parquet(data, commit.cls.key, schema)
     except DamageError as error:
         findings.damage(commit.cls.key, str(error))
     return None

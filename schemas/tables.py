@@ -151,7 +151,8 @@ class Blocks:
         data: the whole object, known to be the one that was written.
 
     Raises:
-        DamageError: it is no Parquet, or its columns are not those of `schema`.
+        DamageError: it is no Parquet, its columns are not those of `schema`, or its row groups are
+            not blocks.
     """
 
     def __init__(self, data: bytes, key: str, schema: pa.Schema) -> None:
@@ -162,6 +163,11 @@ class Blocks:
             raise _unreadable(key, error) from None
         _refuse_other_columns(file.schema_arrow, schema, key)
         self._metadata = file.metadata
+        groups = range(self._metadata.num_row_groups)
+        sizes = [self._metadata.row_group(group).num_rows for group in groups]
+        rows = self._metadata.num_rows
+        if sizes != [min(BLOCK_ROWS, rows - first) for first in range(0, rows, BLOCK_ROWS)]:
+            raise DamageError(f"{key}: its row groups are not blocks of {BLOCK_ROWS} rows", key=key)
 
     @property
     def bytes(self) -> int:

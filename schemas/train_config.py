@@ -133,7 +133,7 @@ class Loader(StrictModel):
     prefetch_batches: int = Field(4, ge=1)
     """Batches prepared ahead of the step."""
     memory_mb: int = Field(512, ge=1)
-    """Features read ahead, beside one block a lane and what the next two batches need."""
+    """Features read ahead, beside one block a lane and grid and what the next two batches need."""
     local_cache: str | None = None
     """Folder that keeps what was read of a cache on S3, for the epochs to come."""
     local_cache_gb: float = Field(50.0, gt=0)

@@ -2,12 +2,12 @@
 
 A batch takes a few rows of many blocks, and a block's rows go to many batches. The order is known,
 so batches are drawn ahead until no later one takes a row of the blocks that the first one needs;
-then those blocks are read, each in one go, and every row lands where it is trained on. Nothing is
-kept beside the batches, and nothing is copied.
+then those blocks are read, each in one go, and every row lands where it is trained on: no block is
+kept, and of a local cache no row is copied.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Reading:
         return self.future.result()
 
 
-@dataclass
+@dataclass(eq=False)
 class Planned:
     """A batch of which it is known where its rows come from."""
 
@@ -78,15 +78,21 @@ class Ahead:
         self._open: dict[int, Reading] = {}
         self._times: tuple[int, Sequence[Whole]] | None = None
 
-    def begun(self, state: State, batch_size: int) -> Iterator[Planned]:
+    def begun(self, state: State, batch_size: int) -> Generator[Planned, None, None]:
         """The batches after a state, each once its blocks are being read."""
         planned: deque[Planned] = deque()
-        for drawn in self._epochs.batches(state, batch_size):
-            if planned and planned[-1].drawn.epoch != drawn.epoch:
-                self._open.clear()
-            planned.append(self._plan(drawn))
-            while planned and not self._has_open(planned[0]):
-                yield self._begin(planned.popleft())
+        try:
+            for drawn in self._epochs.batches(state, batch_size):
+                if planned and planned[-1].drawn.epoch != drawn.epoch:
+                    self._open.clear()
+                planned.append(self._plan(drawn))
+                while planned and not self._has_open(planned[0]):
+                    yield self._begin(planned.popleft())
+        finally:
+            # Batches and readings know each other: without this they would stay in memory.
+            for batch in planned:
+                batch.rows.clear()
+            self._open.clear()
 
     def _plan(self, drawn: Drawn) -> Planned:
         """Where the rows of a batch come from. Windows that no batch after it reads are closed."""

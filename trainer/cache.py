@@ -27,7 +27,8 @@ from schemas.shard import Rows
 from schemas.spans import Whole
 from schemas.store_config import StoreOptions
 from trainer.disk_cache import DiskCache
-from trainer.set_reader import SetBlock, SetReader, TeacherInfo
+from trainer.set_reader import SetBlock, SetReader
+from trainer.teacher_info import TeacherInfo
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class CacheReader:
                 )
             paths = _choose_sets(pinned.table, name, fp12, grids, codecs.get(name))
             self._sets[name] = {
-                path.grid: SetReader(self.store, path, pinned.table, disk is not None)
-                for path in paths
+                path.grid: SetReader(self.store, path, pinned.table, self.disk) for path in paths
             }
 
     @property

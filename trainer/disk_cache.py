@@ -1,7 +1,7 @@
 """What was read of a remote cache, kept on a local disk for the epochs to come.
 
-A store that answers ranged reads of tokens from a folder where it can. When the folder is full,
-what will be needed latest goes first: the order of the epochs is known, so nothing has to be
+A store that answers reads of tokens and CLS tables from a folder where it can. When the folder is
+full, what will be needed latest goes first: the order of the epochs is known, so nothing has to be
 guessed. The time of the next use stands in the file's name, and a checksum behind its bytes:
 whatever is cut, damaged or of another run is at worst read again. Several processes may share it.
 """
@@ -9,7 +9,7 @@ whatever is cut, damaged or of another run is at worst read again. Several proce
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +24,8 @@ PARTIAL = ".partial-"
 ROOM = 0.9
 """Share that stays when something has to go: it is not looked through for every block."""
 CHECKSUM_BYTES = 4
+WHOLE = (0, 0)
+"""The range that stands for a whole object."""
 
 
 class DiskCache:
@@ -60,13 +62,20 @@ class DiskCache:
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         if "/tokens/c/" not in key:
             return self._store.get_range(key, start, end)
-        name = blake2b(f"{self.url}\n{key}\n{start}\n{end}".encode(), digest_size=16).hexdigest()
-        data = self._kept(name)
-        if data is None:
-            data = self._store.get_range(key, start, end)
-            with suppress(OSError):  # a full disk costs speed, no more
-                self._keep(name, data)
-        return data
+        return self._through(
+            self._name(key, start, end), lambda: self._store.get_range(key, start, end)
+        )
+
+    def forget(self, key: str, start: int, end: int) -> bool:
+        """What was read of a key, because it is not what it should be; whether it was kept."""
+        name = self._name(key, start, end)
+        with self._lock:
+            known = self._files.get(name)
+        if known is None:
+            return False
+        self._path(name, known[0]).unlink(missing_ok=True)
+        self._forget(name)
+        return True
 
     def fill(self, key: str, start: int, buffers: Buffers) -> int:
         return spread(self.get_range(key, start, start + room_of(buffers)), buffers)
@@ -75,7 +84,10 @@ class DiskCache:
         self._store.create(key, data)
 
     def get(self, key: str) -> bytes:
-        return self._store.get(key)
+        if "/cls/" not in key:
+            return self._store.get(key)
+        whole = self._name(key, *WHOLE)
+        return bytes(self._through(whole, lambda: memoryview(self._store.get(key))))
 
     def size(self, key: str) -> int:
         return self._store.size(key)
@@ -85,6 +97,17 @@ class DiskCache:
 
     def delete(self, key: str) -> None:
         self._store.delete(key)
+
+    def _name(self, key: str, start: int, end: int) -> str:
+        return blake2b(f"{self.url}\n{key}\n{start}\n{end}".encode(), digest_size=16).hexdigest()
+
+    def _through(self, name: str, read: Callable[[], memoryview]) -> memoryview:
+        data = self._kept(name)
+        if data is None:
+            data = read()
+            with suppress(OSError):  # a full disk costs speed, no more
+                self._keep(name, data)
+        return data
 
     @property
     def _when(self) -> int:
@@ -125,8 +148,12 @@ class DiskCache:
             partial.unlink(missing_ok=True)
             raise
         with self._lock:
+            # Another thread may have kept the same a moment ago.
+            other = self._files.get(name, (self._when, 0))
             self._files[name] = (self._when, size)
-            self._bytes += size
+            self._bytes += size - other[1]
+        if other[0] != self._when:
+            self._path(name, other[0]).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> bool:
         """Whether there is room now for what this thread reads; what is needed later has gone."""

@@ -18,8 +18,8 @@ from schemas.keyed_hash import mix, subkey
 from schemas.train_config import Part, TrainConfig
 from trainer.batch import Affine, Batch, State, Target
 from trainer.cache import Grids
-from trainer.set_reader import Statistics, TeacherInfo
 from trainer.stream import CacheStream
+from trainer.teacher_info import Statistics, TeacherInfo
 
 MAIN = "cache"
 

@@ -14,9 +14,9 @@ from schemas.sealed import digest
 from schemas.train_config import TrainConfig
 from trainer.checkpoint import Trained
 from trainer.feed import MAIN, Feed
-from trainer.set_reader import TeacherInfo
 from trainer.stages import head_hidden
 from trainer.students import describe, save_model, weights_of
+from trainer.teacher_info import TeacherInfo
 
 
 def record_of(config: TrainConfig, student: Encoder, feed: Feed, step: int) -> ModelRecord:

@@ -1,9 +1,9 @@
 """One feature set of a pinned snapshot: a block of rows in one ranged read, every byte checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,40 +21,16 @@ from schemas.measured import CodecRecord
 from schemas.names import BLOCK_ROWS
 from schemas.records import ObjectRecord
 from schemas.sealed import digest, unseal
+from trainer.disk_cache import WHOLE, DiskCache
 from trainer.shard_rows import COLUMNS, KNOWN_BYTES, BlockRows, Halves, Held, unpack
+from trainer.teacher_info import Statistics
 
-Floats = npt.NDArray[np.float32]
+Value = TypeVar("Value")
 HELD_SHARDS = 512
 """Whose indices, and lines of the snapshot, are held at a time."""
-HELD_BYTES = 32 << 20
+HELD_BYTES = 64 << 20
 """Of CLS tables, and as much of what they say of blocks: all of a small cache, for its epochs to
 come."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a set's features are standardised by, float32; raw = mean + std x stored."""
-
-    tokens_mean: Floats
-    """[patch_width], as tokens_std."""
-    tokens_std: Floats
-    cls_mean: Floats | None
-    """[cls_width], as cls_std; None without a CLS."""
-    cls_std: Floats | None
-
-
-@dataclass(frozen=True)
-class TeacherInfo:
-    """What a training run needs to know of a cached teacher."""
-
-    fingerprint: str
-    grids: tuple[int, ...]
-    patch_width: int
-    cls_width: int | None
-    statistics: dict[int, Statistics]
-    """By grid."""
-    codecs: dict[int, TokenCodec]
-    """By grid."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +50,14 @@ class SetReader:
     """One feature set within a snapshot.
 
     Args:
-        in_whole: read blocks in one piece whatever of them is wanted, because the store keeps them.
+        disk: the store, where it keeps what is read. Blocks are then read in one piece, whatever of
+            them is wanted.
     """
 
-    def __init__(self, store: ObjectStore, path: SetPath, table: pa.Table, in_whole: bool) -> None:
-        self._store, self.path, self._in_whole = store, path, in_whole
+    def __init__(
+        self, store: ObjectStore, path: SetPath, table: pa.Table, disk: DiskCache | None
+    ) -> None:
+        self._store, self.path, self._disk = store, path, disk
         self.record = read_teacher(store, path.fingerprint12)
         self._pixels = self.record.pixels(path.grid)
         self._schema = tables.cls_schema(self.record.cls_width)
@@ -187,7 +166,7 @@ class SetReader:
         if not good:
             return
         there = np.flatnonzero(ok)
-        if not self._in_whole:
+        if self._disk is None:
             there = there[(there >= min(good)) & (there <= max(good))]
         size = self._form.bytes + shard.CRC_BYTES
         start = int(entries[there[0], 0])
@@ -197,15 +176,28 @@ class SetReader:
         bodies = [into[row] if row in into else self.rows(1)[0] for row in there.tolist()]
         ends = np.zeros(len(bodies), "<u4")
         buffers = [part for i, body in enumerate(bodies) for part in (body, ends[i : i + 1])]
+
+        def read() -> None:
+            try:
+                count = self._store.fill(key, start, buffers)
+            except NotFound:
+                raise self._damage(key, "is missing") from None
+            for place, (row, body, end) in enumerate(zip(there.tolist(), bodies, ends.tolist())):
+                if count < size * (place + 1) or crc32c(body.data) != end:
+                    raise self._damage(key, f"row {inside + row} of the shard is damaged")
+                if end != checksums[row]:
+                    raise self._damage(key, f"row {inside + row} of the shard is of another row")
+
+        self._unless_kept(read, key, start, start + size * len(there))
+
+    def _unless_kept(self, read: Callable[[], Value], key: str, start: int, end: int) -> Value:
+        """What is kept on a disk may have been damaged when it was read, or repaired since."""
         try:
-            count = self._store.fill(key, start, buffers)
-        except NotFound:
-            raise self._damage(key, "is missing") from None
-        for place, (row, body, end) in enumerate(zip(there.tolist(), bodies, ends.tolist())):
-            if count < size * (place + 1) or crc32c(body.data) != end:
-                raise self._damage(key, f"row {inside + row} of the shard is damaged")
-            if end != checksums[row]:
-                raise self._damage(key, f"row {inside + row} of the shard is of another row")
+            return read()
+        except DamageError:
+            if self._disk is None or not self._disk.forget(key, start, end):
+                raise
+            return read()
 
     def _line(self, generation: int, number: int) -> dict[str, Any]:
         begin, end = np.searchsorted(self._generations, [generation, generation + 1])
@@ -217,11 +209,16 @@ class SetReader:
 
     def _index(self, line: dict[str, Any], generation: int) -> npt.NDArray[np.uint64]:
         rows, key = self._shard_rows[generation], line["tokens_key"]
-        try:
-            data = self._store.get_range(key, 0, shard.index_bytes(rows))
-        except NotFound:
-            raise self._damage(key, "is missing") from None
-        return shard.decode_index(data, f"{self._store.url}: {key}", rows)
+        end = shard.index_bytes(rows)
+
+        def read() -> npt.NDArray[np.uint64]:
+            try:
+                data = self._store.get_range(key, 0, end)
+            except NotFound:
+                raise self._damage(key, "is missing") from None
+            return shard.decode_index(data, f"{self._store.url}: {key}", rows)
+
+        return self._unless_kept(read, key, 0, end)
 
     def _rows_of(self, place: tuple[int, int], line: dict[str, Any], inside: int) -> BlockRows:
         table = self._tables.get(place, lambda: self._table(line))
@@ -229,7 +226,11 @@ class SetReader:
 
     def _table(self, line: dict[str, Any]) -> tables.Blocks:
         record = ObjectRecord(key=line["cls_key"], size=line["cls_size"], sha256=line["cls_sha256"])
-        return tables.Blocks(get_checked(self._store, record), record.key, self._schema)
+        return self._unless_kept(
+            lambda: tables.Blocks(get_checked(self._store, record), record.key, self._schema),
+            record.key,
+            *WHOLE,
+        )
 
     def _frozen_shard_rows(self, generation: int) -> int:
         line = self._line_at(int(np.searchsorted(self._generations, generation)))

@@ -28,7 +28,7 @@ from trainer.order import OrderKey
 from trainer.pictures import FromPacks, FromSource, Pictures
 from trainer.replay import Replay
 from trainer.serving import Serving, ViewChoice
-from trainer.set_reader import TeacherInfo
+from trainer.teacher_info import TeacherInfo
 
 MAX_AUTO_THREADS = 16
 AHEAD_AT_LEAST = 2
@@ -53,8 +53,8 @@ class CacheStream(IterableDataset[Batch]):
         pack: take pictures from the cache, where `teachonce pack` has put them.
         threads: that read and decode.
         prefetch_batches: batches prepared ahead.
-        memory_bytes: of blocks that are read ahead, beside one block a lane and what the next two
-            batches need.
+        memory_bytes: of blocks that are read ahead, beside one block a lane and choice of grids and
+            what the next two batches need.
         disk: folder, and how many bytes of it, to keep what was read of a cache on S3 in.
         rank, world: which part of every batch is served here, of how many.
         store: how S3 is reached, where the environment does not say it.
@@ -152,19 +152,18 @@ class CacheStream(IterableDataset[Batch]):
                 "or iterate over it directly"
             )
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="stream")
-        ahead = Ahead(
-            pool, self._reader, self._serving, self._epochs, self._grids, self._sides
-        ).begun(self._at, self._batch_size)
+        planner = Ahead(pool, self._reader, self._serving, self._epochs, self._grids, self._sides)
+        ahead = planner.begun(self._at, self._batch_size)
         waiting: deque[tuple[Planned, list[Future[None]]]] = deque()
         try:
             while True:
                 while self._may_begin(waiting):
                     batch = next(ahead)
                     waiting.append((batch, self._see(pool, batch)))
-                # No name for it here: it would keep the batch while the next one is waited for.
                 yield self._whole(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+            ahead.close()
 
     def _may_begin(self, waiting: Sequence[tuple[Planned, object]]) -> bool:
         """Whether another batch may be read ahead; one at least, beside that which is next."""

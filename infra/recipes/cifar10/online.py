@@ -36,9 +36,9 @@ from trainer.heads import Widths
 from trainer.learner import Learner, Step
 from trainer.loop import Loop
 from trainer.parallel import ALONE
-from trainer.set_reader import Statistics, TeacherInfo
 from trainer.stages import check_stage
 from trainer.students import build_student, normalise, side_pixels
+from trainer.teacher_info import Statistics, TeacherInfo
 
 DEVICE = "cpu"
 

@@ -87,6 +87,8 @@ def test_blocks__other_columns_are_refused() -> None:
         Blocks(blocks_to_parquet(cls_table(3)), "cls/0", cls_schema(4))
     with pytest.raises(DamageError, match="cls/0: not readable as Parquet"):
         Blocks(b"PAR1", "cls/0", cls_schema(3))
+    with pytest.raises(DamageError, match="cls/0: its row groups are not blocks of 32 rows"):
+        Blocks(to_parquet(cls_table(40)), "cls/0", cls_schema(3))
 
 
 def test_parquet__no_rows() -> None:

@@ -1,20 +1,25 @@
 """What is read for the batches to come: over a plan of 120,000 rows, of which no byte exists."""
 
+import gc
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+import trainer.ahead
 from schemas.names import BLOCK_ROWS
 from schemas.shard import RowForm, Rows
 from trainer.ahead import Ahead, Planned
 from trainer.cache import Block, CacheReader
 from trainer.epochs import Epochs
 from trainer.order import OrderKey
+from trainer.room import Room
 from trainer.serving import Serving, ViewChoice
 from trainer.set_reader import SetBlock
 
@@ -79,16 +84,18 @@ def begun(
     state: dict[str, Any],
     rank: tuple[int, int] = (0, 1),
     batch_size: int = 128,
-) -> Iterator[Planned]:
+) -> Generator[Planned, None, None]:
     """The batches of an epoch, or what a state leaves of it."""
     serving = Serving(cast("CacheReader", reader), views, KEY)
     epochs = Epochs(serving, KEY, (len(grids), 1), *rank)
     choices = [{"t": grid} for grid in grids]
     ahead = Ahead(pool, cast("CacheReader", reader), serving, epochs, choices, [0])
-    for batch in ahead.begun(state, batch_size):
-        yield batch
-        if batch.drawn.state["epoch"] != state["epoch"]:
-            return
+    with closing(ahead.begun(state, batch_size)) as batches:
+        for batch in batches:
+            is_last = batch.drawn.state["epoch"] != state["epoch"]
+            yield batch
+            if is_last:
+                return
 
 
 def check(batch: Planned) -> list[int]:
@@ -144,3 +151,26 @@ def test_begun__waits_for_no_more_batches_than_a_block_goes_to() -> None:
                 break
     ahead = max(rows - 64 * (number + 1) for number, rows in enumerate(planned))
     assert ahead <= KEY.lanes * BLOCK_ROWS
+
+
+def test_begun__closed_leaves_no_batch_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is large; what refers to it in a circle stays until many small things were made."""
+    rooms: weakref.WeakSet[Room] = weakref.WeakSet()
+
+    def tracked(*args: Any) -> Room:
+        room = Room(*args)
+        rooms.add(room)
+        return room
+
+    monkeypatch.setattr(trainer.ahead, "Room", tracked)
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            batches = begun(Unwritten(), pool, "all", (4,), {"epoch": 0, "cursors": [0]})
+            for _ in range(20):
+                check(next(batches))
+            assert len(rooms) > 1
+            batches.close()
+        assert len(rooms) == 0
+    finally:
+        gc.enable()

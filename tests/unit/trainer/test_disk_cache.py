@@ -1,6 +1,7 @@
 """What is kept of a remote cache on a local disk: never wrong, never too much, the right part."""
 
 import os
+import threading
 from collections import Counter
 from contextlib import closing
 from itertools import islice
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 import trainer.cache
-from infra.store import LocalStore, MemoryStore
-from schemas.errors import ConfigError
-from tests.unit.trainer.streams import Cached, epoch_of, joined, stream_of
+from infra.store import Bytes, LocalStore, MemoryStore
+from schemas.errors import ConfigError, DamageError, NotFound
+from tests.unit.trainer.streams import Cached, assert_equal, epoch_of, joined, stream_of
 from trainer.disk_cache import PARTIAL, DiskCache
 
 KEY = "features/x/tokens/c/0/0/0"
@@ -123,8 +124,60 @@ def test_init__a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         DiskCache(Remote(), tmp_path / "file", 1)
 
 
+def test_get__of_cls_tables_is_remote_once(tmp_path: Path) -> None:
+    remote = Remote()
+    remote.create("features/x/cls/0.parquet", b"table")
+    remote.create("features/x/codec.json", b"codec")
+    for _ in range(2):
+        cache = DiskCache(remote, tmp_path, 1 << 20)
+        assert cache.get("features/x/cls/0.parquet") == b"table"
+    remote.delete("features/x/cls/0.parquet")
+    assert cache.get("features/x/cls/0.parquet") == b"table"
+    remote.delete("features/x/codec.json")
+    with pytest.raises(NotFound):
+        cache.get("features/x/codec.json")
+
+
+def test_forget__is_read_again(tmp_path: Path) -> None:
+    remote = Remote()
+    cache = DiskCache(remote, tmp_path, 1 << 20)
+    assert not cache.forget(KEY, 0, 9)
+    for expected in (b"damaged!!", b"repaired!"):
+        remote.delete(KEY)
+        remote.create(KEY, expected)
+        assert bytes(cache.get_range(KEY, 0, 9)) == expected
+        assert cache.forget(KEY, 0, 9)
+    assert list(tmp_path.iterdir()) == []
+    assert cache._bytes == 0
+
+
+def test_get_range__two_at_once_are_counted_once(tmp_path: Path) -> None:
+    """Both miss, and both keep: what lies there and what is counted agree."""
+    remote, both = Remote(), threading.Barrier(2)
+    read_remotely = remote.get_range
+
+    def together(key: str, start: int, end: int) -> memoryview:
+        both.wait()
+        return read_remotely(key, start, end)
+
+    remote.get_range = together  # type: ignore[method-assign]
+    cache = DiskCache(remote, tmp_path, 1 << 20)
+    threads = [threading.Thread(target=read, args=(cache, 4, when)) for when in (7, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (path,) = tmp_path.iterdir()
+    assert cache._bytes == path.stat().st_size
+
+
 class Counting(LocalStore):
     reads = 0
+
+    def get(self, key: str) -> bytes:
+        if "/cls/" in key:
+            Counting.reads += 1
+        return super().get(key)
 
     def get_range(self, key: str, start: int, end: int) -> memoryview:
         if "/tokens/c/" in key:
@@ -148,3 +201,42 @@ def test_stream__serves_the_same_and_reads_less(
         reads.append(Counting.reads)
     assert reads[0] > 0
     assert reads[1] == 0
+
+
+@pytest.mark.parametrize("what", ["table", "index", "tokens"])
+def test_stream__what_was_damaged_when_it_was_kept_is_read_again(
+    cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    expected = joined(epoch_of(stream_of(cached, pixels=None)))
+    for store in (Damaging(cached.cache, what), LocalStore(cached.cache)):
+        monkeypatch.setattr(trainer.cache, "open_store", lambda *_, store=store: store)
+        stream = stream_of(cached, pixels=None, disk=(tmp_path, 1 << 30))
+        if isinstance(store, Damaging):
+            with pytest.raises(DamageError):
+                epoch_of(stream)
+            assert list(tmp_path.iterdir())
+        else:
+            assert_equal(joined(epoch_of(stream)), expected)
+
+
+class Damaging(LocalStore):
+    """Reads of one kind have a flipped bit."""
+
+    def __init__(self, root: Path, what: str) -> None:
+        super().__init__(root)
+        self._what = what
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        return bytes(_flipped(data)) if self._what == "table" and "/cls/" in key else data
+
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
+        data = super().get_range(key, start, end)
+        is_it = "/tokens/c/" in key and self._what == ("tokens" if start else "index")
+        return memoryview(_flipped(data)) if is_it else data
+
+
+def _flipped(data: Bytes) -> bytearray:
+    changed = bytearray(data)
+    changed[len(changed) // 2] ^= 1
+    return changed
